@@ -1,0 +1,124 @@
+"""What ONNX Runtime is given to load: a path, or the graph's bytes with the big weights handed over as memory.
+
+Serializing hundreds of megabytes of weights only for the other side to parse them again costs time and two copies,
+and protobuf refuses more than 2 GB. So weights in memory are passed as ``OrtValue`` over the very same memory
+(``SessionOptions.add_external_initializers``), and weights in files stay there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import google.protobuf.message
+import onnx
+import onnx_ir
+import onnxruntime
+from optc.backends.ort_values import is_native, to_ort_value
+from optc.ir.errors import BackendError
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
+
+#: Initializers of at least this many bytes are handed over as memory.
+SHARE_BYTES = 64 * 1024
+#: ModelProtos up to this size are simply serialized.
+INLINE_BYTES = 512 * 2**20
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass
+class Loadable:
+    """The arguments of an ``InferenceSession``, and what must outlive it."""
+
+    source: str | bytes
+    where: str | None = None
+    config: dict[str, str] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    values: list[onnxruntime.OrtValue] = field(default_factory=list)
+    buffers: list[Any] = field(default_factory=list)
+
+
+def loadable(model: ModelLike, base_dir: str | os.PathLike[str] | None = None) -> Loadable:
+    """Prepare ``model`` for an ``InferenceSession``.
+
+    Args:
+        model: A path, the bytes of a ModelProto, a ModelProto or an ``onnx_ir.Model`` (unchanged after the call).
+        base_dir: The folder to which external data refers, for bytes and ModelProtos.
+
+    Raises:
+        BackendError: The model cannot be serialized.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return Loadable(os.fspath(model), os.fspath(model))
+    config = {_FOLDER_KEY: os.path.abspath(base_dir)} if base_dir is not None else {}
+    if isinstance(model, bytes):
+        return Loadable(model, config=config)
+    if isinstance(model, onnx.ModelProto):
+        data = _serialize(model)
+        if data is not None:
+            return Loadable(data, config=config)
+        model = onnx_ir.from_proto(model)
+        if base_dir is not None:
+            onnx_ir.external_data.set_base_dir(model.graph, os.path.abspath(base_dir))
+    return _share(model)
+
+
+def _serialize(proto: onnx.ModelProto) -> bytes | None:
+    """The proto's bytes, or None when it is too big to be worth serializing, or to be serialized at all."""
+    try:
+        return proto.SerializeToString() if proto.ByteSize() <= INLINE_BYTES else None
+    except (ValueError, google.protobuf.message.EncodeError):
+        return None
+
+
+def _share(model: onnx_ir.Model) -> Loadable:
+    """Serialize the graph alone; weights in memory are shared, weights in files are referred to."""
+    light = model.clone()
+    folders = Counter(
+        os.path.abspath(value.const_value.base_dir)
+        for graph in light.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, onnx_ir.ExternalTensor)
+    )
+    folder = folders.most_common(1)[0][0] if folders else None
+    result = Loadable(b"", config={_FOLDER_KEY: folder} if folder is not None else {})
+    for graph in light.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            in_file = isinstance(tensor, onnx_ir.ExternalTensor)
+            if in_file and os.path.abspath(tensor.base_dir) == folder:
+                continue
+            # ONNX Runtime takes shared memory for the main graph's initializers only.
+            if graph is light.graph and is_native(tensor.dtype) and _is_big(tensor):
+                array = tensor.numpy()
+                result.names.append(name)
+                result.values.append(to_ort_value(array, tensor.dtype))
+                result.buffers.append(array)
+                value.const_value = _placeholder(tensor, name)
+            elif in_file:
+                value.const_value = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    data = _serialize_light(light)
+    result.source = data
+    return result
+
+
+def _is_big(tensor: onnx_ir.TensorProtocol) -> bool:
+    return tensor.dtype != onnx_ir.DataType.STRING and tensor.nbytes >= SHARE_BYTES
+
+
+def _placeholder(tensor: onnx_ir.TensorProtocol, name: str) -> onnx_ir.ExternalTensor:
+    return onnx_ir.ExternalTensor("shared memory", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+
+
+def _serialize_light(model: onnx_ir.Model) -> bytes:
+    try:
+        return onnx_ir.to_proto(model).SerializeToString()
+    except (ValueError, TypeError, google.protobuf.message.EncodeError) as error:
+        raise BackendError(
+            f"the model cannot be serialized for onnxruntime: {error}",
+            hint="save it to a file and open the file",
+        ) from error
