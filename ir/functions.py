@@ -1,0 +1,217 @@
+"""Fused ops as model-local functions: outlining a sub-graph into one, and inlining it back.
+
+A fused op is a call of a function whose body is the sub-graph that it stands for. So it can be checked on its own,
+every runtime can run it before a backend has claimed it, and what no backend claims is put back as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from optc.ir.errors import PassError
+from optc.ir.rewriter import Rewriter
+
+#: The domain of fused ops between fusion and emission.
+FUSED_DOMAIN = "optc"
+#: Constants up to this many elements that a body needs become part of it; larger ones are inputs.
+_INNER_CONSTANT_SIZE = 64
+
+
+def outline(
+    rewriter: Rewriter,
+    op_type: str,
+    inputs: Sequence[onnx_ir.Value | None],
+    outputs: Sequence[onnx_ir.Value],
+    nodes: Iterable[onnx_ir.Node],
+    attributes: Mapping[str, Any],
+) -> list[onnx_ir.Value]:
+    """Replace ``nodes`` by a call of the function ``optc::op_type`` whose body they are.
+
+    Call it inside ``rewriter.at(root, rule)``; the call is inserted before the root.
+
+    Args:
+        rewriter: The rewriter of the model.
+        op_type: Name of the fused op.
+        inputs: The values that the call reads, in the order of the fused op's definition; None for one left out.
+        outputs: The matched values that the call computes.
+        nodes: The matched nodes.
+        attributes: What a backend needs to know to claim the op (epsilon, axis, ...). The body does not read them.
+
+    Returns:
+        The values that replaced ``outputs``.
+
+    Raises:
+        PassError: The nodes read a value that is neither an input nor a small constant.
+    """
+    body_nodes = _in_order(nodes)
+    function = _body(rewriter, op_type, inputs, outputs, body_nodes, attributes)
+    rewriter.model.functions.setdefault(function.identifier(), function)
+    results = rewriter.op(
+        op_type, *inputs, domain=FUSED_DOMAIN, outputs=len(outputs), overload=function.overload, **attributes
+    )
+    results = [results] if len(outputs) == 1 else list(results)
+    for result, old in zip(results, outputs, strict=True):
+        rewriter.facts.assume(result, like=old)
+    replaced = [rewriter.replace(old, new) for old, new in zip(outputs, results, strict=True)]
+    for node in reversed(body_nodes):
+        rewriter.erase(node)
+    return replaced
+
+
+def inline(rewriter: Rewriter, call: onnx_ir.Node, rule: str = "inline") -> list[onnx_ir.Node]:
+    """Replace a call of a model-local function by the function's body; the inserted nodes are returned."""
+    function = rewriter.model.functions[call.op_identifier()]
+    mapping: dict[onnx_ir.Value, onnx_ir.Value | None] = {
+        formal: call.inputs[index] if index < len(call.inputs) else None for index, formal in enumerate(function.inputs)
+    }
+    inserted = []
+    with rewriter.at(call, rule):
+        for domain, version in function.opset_imports.items():
+            rewriter.import_opset(domain, version)
+        for node in function:
+            clone = _clone(node, mapping, rewriter)
+            rewriter.insert(clone)
+            inserted.append(clone)
+        for old, formal in zip(call.outputs, function.outputs, strict=False):
+            new = mapping[formal]
+            if new is None:
+                raise PassError(f"function {function.name!r} returns an input that the call leaves out")
+            rewriter.facts.assume(new, like=old)
+            rewriter.replace(old, new)
+        rewriter.erase(call)
+    return inserted
+
+
+def drop_unused_functions(model: onnx_ir.Model) -> int:
+    """Remove functions that nothing calls any more, and opset imports of the fused domain; how many went."""
+    dropped = 0
+    while True:
+        called = {node.op_identifier() for graph in model.graphs() for node in graph}
+        unused = [key for key in model.functions if key not in called]
+        if not unused:
+            break
+        for key in unused:
+            del model.functions[key]
+        dropped += len(unused)
+    used = {node.domain for graph in model.graphs() for node in graph}
+    if FUSED_DOMAIN not in used:
+        model.graph.opset_imports.pop(FUSED_DOMAIN, None)
+    return dropped
+
+
+def _in_order(nodes: Iterable[onnx_ir.Node]) -> list[onnx_ir.Node]:
+    """The nodes in the order of their graph."""
+    wanted = list(dict.fromkeys(nodes))
+    inside = set(wanted)
+    ordered: list[onnx_ir.Node] = []
+    state: dict[onnx_ir.Node, bool] = {}
+
+    def visit(node: onnx_ir.Node) -> None:
+        if state.get(node) is not None:
+            return
+        state[node] = False
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer in inside:
+                visit(producer)  # patterns are small; recursion is bounded by their depth
+        state[node] = True
+        ordered.append(node)
+
+    for node in wanted:
+        visit(node)
+    return ordered
+
+
+def _body(
+    rewriter: Rewriter,
+    op_type: str,
+    inputs: Sequence[onnx_ir.Value | None],
+    outputs: Sequence[onnx_ir.Value],
+    nodes: Sequence[onnx_ir.Node],
+    attributes: Mapping[str, Any],
+) -> onnx_ir.Function:
+    """The function; its overload is a digest of its body, so that equal bodies are one function."""
+    mapping: dict[onnx_ir.Value, onnx_ir.Value] = {}
+    formals = []
+    for index, actual in enumerate(inputs):
+        formal = onnx_ir.Value(name=f"x{index}")
+        formals.append(formal)
+        if actual is not None:
+            mapping.setdefault(actual, formal)
+    body: list[onnx_ir.Node] = []
+    digest = hashlib.sha256(repr((op_type, sorted(attributes.items()), [i is None for i in inputs])).encode())
+    counter = 0
+    for node in nodes:
+        for value in node.inputs:
+            if value is None or value in mapping:
+                continue
+            mapping[value] = _inner_constant(rewriter, value, f"c{counter}", op_type, body, digest)
+            counter += 1
+        arguments = [None if v is None else mapping[v] for v in node.inputs]
+        clone = onnx_ir.Node(
+            node.domain,
+            node.op_type,
+            arguments,
+            [a for a in node.attributes.values()],
+            overload=node.overload,
+            num_outputs=len(node.outputs),
+        )
+        for old, new in zip(node.outputs, clone.outputs, strict=True):
+            new.name = f"v{counter}" if old.name else ""
+            counter += 1
+            mapping[old] = new
+        digest.update(
+            repr(
+                (
+                    clone.op_identifier(),
+                    [None if v is None else v.name for v in arguments],
+                    [v.name for v in clone.outputs],
+                    [str(a) for a in clone.attributes.values()],
+                )
+            ).encode()
+        )
+        body.append(clone)
+    digest.update(repr([mapping[v].name for v in outputs]).encode())
+    imports = {d: v for d, v in rewriter.model.graph.opset_imports.items() if any(n.domain == d for n in body)}
+    graph = onnx_ir.Graph(formals, [mapping[v] for v in outputs], nodes=body, opset_imports=imports)
+    return onnx_ir.Function(
+        domain=FUSED_DOMAIN,
+        name=op_type,
+        overload=digest.hexdigest()[:12],
+        graph=graph,
+        attributes=[onnx_ir.Attr(name, onnx_ir.AttributeType.UNDEFINED, None) for name in attributes],
+    )
+
+
+def _inner_constant(
+    rewriter: Rewriter, value: onnx_ir.Value, name: str, op_type: str, body: list[onnx_ir.Node], digest: Any
+) -> onnx_ir.Value:
+    array = rewriter.facts.const(value)
+    if array is None or array.size > _INNER_CONSTANT_SIZE:
+        raise PassError(f"fused op {op_type} would need {value.name!r}, which its pattern does not name")
+    tensor = onnx_ir.Tensor(np.array(array), dtype=rewriter.facts.dtype(value))
+    node = onnx_ir.Node("", "Constant", [], [onnx_ir.AttrTensor("value", tensor)])
+    node.outputs[0].name = name
+    digest.update(repr((array.dtype.name, array.shape)).encode() + array.tobytes())
+    body.append(node)
+    return node.outputs[0]
+
+
+def _clone(node: onnx_ir.Node, mapping: dict[onnx_ir.Value, onnx_ir.Value | None], rewriter: Rewriter) -> onnx_ir.Node:
+    clone = onnx_ir.Node(
+        node.domain,
+        node.op_type,
+        [None if v is None else mapping[v] for v in node.inputs],
+        list(node.attributes.values()),
+        overload=node.overload,
+        num_outputs=len(node.outputs),
+        metadata_props=dict(node.metadata_props),
+    )
+    for old, new in zip(node.outputs, clone.outputs, strict=True):
+        new.name = rewriter.fresh_name(f"{node.op_type.lower()}_out") if old.name else ""
+        mapping[old] = new
+    return clone

@@ -1,0 +1,212 @@
+"""Saving: the one way by which a model leaves optc.
+
+Weights are streamed into the file one by one; data that lies in another file is copied by the kernel without passing
+through this process, so that neither time nor memory depends on reading it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir
+from onnx_ir import serde
+from optc.ir.errors import OutputError
+from optc.ir.model import external_tensors
+
+#: Tensors of at least this many bytes are streamed; smaller ones travel inside the serialized graph.
+STREAM_BYTES = 1024
+#: Protobuf's limit on one message, less room for the graph itself.
+INLINE_LIMIT = 2**31 - 2**24
+#: Offsets in the external file are multiples of this, so that runtimes can map them (ONNX external data, IR.md).
+ALIGNMENT = 4096
+
+# Field tags of onnx.proto: (field number << 3) | 2 for length-delimited fields.
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7 << 3 | 2, 5 << 3 | 2, 9 << 3 | 2
+
+
+def to_proto(model: onnx_ir.Model) -> onnx.ModelProto:
+    """The model as one self-contained ``onnx.ModelProto``: external data is read into it.
+
+    Beyond 2 GB such a proto lives in memory but cannot be serialized in one piece; save it with
+    ``onnx.save(proto, path, save_as_external_data=True)``, or use :func:`save` and never hold it at all.
+    """
+    inline = {
+        value: onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+        for value in _initializers(model)
+        if isinstance(value.const_value, onnx_ir.ExternalTensor)
+    }
+    with _swapped(inline):
+        return serde.serialize_model(model)
+
+
+def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
+    """Write the model to ``path``, whole or not at all.
+
+    Args:
+        model: The model; it is unchanged after the call.
+        path: The ``.onnx`` file to write. It and its data file may be those the model was loaded from.
+        external: Whether weights go to ``<path>.data`` beside it. None decides: they do when the model's weights
+            already lay outside, or would not fit into one protobuf message.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        OutputError: The folder is missing or cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    if external is None:
+        total = sum(value.const_value.nbytes for value in _initializers(model))
+        external = total > INLINE_LIMIT or next(external_tensors(model), None) is not None
+    files = [path, path.with_name(path.name + ".data")] if external else [path]
+    temporary = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in files]
+    try:
+        if external:
+            _write_external(model, temporary[0], temporary[1], files[1].name)
+        else:
+            _write_inline(model, temporary[0])
+        for source, target in zip(reversed(temporary), reversed(files), strict=True):
+            os.replace(source, target)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the file: {error.strerror}",
+            where=str(path),
+            hint="check that the folder exists, is writable and has room",
+        ) from error
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
+    return files
+
+
+def _initializers(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value
+
+
+def _streamable(model: onnx_ir.Model) -> list[onnx_ir.Value]:
+    return [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype != onnx_ir.DataType.STRING
+        and value.const_value.nbytes >= STREAM_BYTES
+    ]
+
+
+@contextlib.contextmanager
+def _swapped(tensors: dict[onnx_ir.Value, onnx_ir.TensorProtocol]) -> Iterator[None]:
+    """Serialize with other tensors in place of the initializers' own."""
+    originals = {value: value.const_value for value in tensors}
+    try:
+        for value, tensor in tensors.items():
+            value.const_value = tensor
+        yield
+    finally:
+        for value, tensor in originals.items():
+            value.const_value = tensor
+
+
+def _skeleton(model: onnx_ir.Model, layout: dict[onnx_ir.Value, tuple[int, int]], location: str) -> onnx.ModelProto:
+    """The model's proto with the tensors of ``layout`` (offset, length) referring to ``location``."""
+    inline: dict[onnx_ir.Value, onnx_ir.TensorProtocol] = {
+        value: onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+        for value in _initializers(model)
+        if isinstance(value.const_value, onnx_ir.ExternalTensor) and value not in layout
+    }
+    for value, (offset, length) in layout.items():
+        tensor = value.const_value
+        inline[value] = onnx_ir.ExternalTensor(
+            location, offset, length, tensor.dtype, shape=tensor.shape, name=value.name or ""
+        )
+    with _swapped(inline):
+        return serde.serialize_model(model)
+
+
+def _write_external(model: onnx_ir.Model, model_file: Path, data_file: Path, location: str) -> None:
+    layout, end = {}, 0
+    for value in _streamable(model):
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        layout[value] = (offset, value.const_value.nbytes)
+        end = offset + value.const_value.nbytes
+    proto = _skeleton(model, layout, location)
+    with open(data_file, "wb") as out:
+        for value, (offset, _) in layout.items():
+            out.write(b"\0" * (offset - out.tell()))
+            _stream(value.const_value, out)
+    model_file.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _write_inline(model: onnx_ir.Model, model_file: Path) -> None:
+    streamed = _streamable(model)
+    proto = _skeleton(model, {value: (0, value.const_value.nbytes) for value in streamed}, "-")
+    headers = {}
+    for tensor in list(proto.graph.initializer):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            headers[tensor.name] = tensor.SerializeToString(deterministic=True)
+    small = [t for t in proto.graph.initializer if t.name not in headers]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(small)
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+
+    prefixes = []
+    size = len(graph)
+    for value in streamed:
+        header, nbytes = headers[value.name], value.const_value.nbytes
+        body = header + bytes([_TENSOR_RAW_DATA]) + _varint(nbytes)
+        prefix = bytes([_GRAPH_INITIALIZER]) + _varint(len(body) + nbytes) + body
+        prefixes.append(prefix)
+        size += len(prefix) + nbytes
+    with open(model_file, "wb") as out:
+        out.write(proto.SerializeToString(deterministic=True))
+        out.write(bytes([_MODEL_GRAPH]) + _varint(size))
+        out.write(graph)
+        for value, prefix in zip(streamed, prefixes, strict=True):
+            out.write(prefix)
+            _stream(value.const_value, out)
+
+
+def _stream(tensor: onnx_ir.TensorProtocol, out: BinaryIO) -> None:
+    if not isinstance(tensor, onnx_ir.ExternalTensor):
+        out.write(tensor.tobytes())
+        return
+    out.flush()
+    with open(tensor.path, "rb") as source:
+        offset, left = tensor.offset or 0, tensor.nbytes
+        while left:
+            copied = _copy_range(source.fileno(), out.fileno(), offset, left)
+            if copied == 0:
+                raise OSError(5, f"the data file {tensor.path} was cut off while it was being copied")
+            offset, left = offset + copied, left - copied
+    out.seek(0, os.SEEK_END)
+
+
+def _copy_range(source: int, target: int, offset: int, count: int) -> int:
+    """Copy bytes between files inside the kernel, as far as the platform can."""
+    count = min(count, 2**30)
+    if hasattr(os, "copy_file_range"):
+        with contextlib.suppress(OSError):
+            copied = os.copy_file_range(source, target, count, offset)
+            if copied:
+                return copied
+    os.lseek(source, offset, os.SEEK_SET)
+    return os.write(target, os.read(source, min(count, 2**24)))
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -1,0 +1,106 @@
+"""What a pass is: a frozen dataclass whose fields are its options."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx_ir
+from optc.ir.matcher import Miss
+from optc.ir.rewriter import Rewriter
+from optc.ir.targets import Target
+
+
+class Numerics(enum.IntEnum):
+    """How far a pass may move the numbers, from not at all to as far as the error budget allows."""
+
+    EXACT = 0  # the same numbers
+    ROUNDING = 1  # the same formula, summed or rounded in another order
+    APPROXIMATE = 2  # another precision or a close formula
+    LOSSY = 3  # information is thrown away; kept only when measured inside the budget
+
+
+class Evaluator(Protocol):
+    """Computes constant nodes with the kernels that the model will run with; None for what it cannot compute."""
+
+    def run(
+        self, nodes: Sequence[onnx_ir.Node], feeds: Mapping[onnx_ir.Value, np.ndarray], outputs: Sequence[onnx_ir.Value]
+    ) -> list[np.ndarray | None]: ...
+
+
+@dataclass
+class Remark:
+    """One thing that a pass did or left alone, with the reason; it goes into the report."""
+
+    kind: str  # "done", "skipped" or "missed"
+    what: str
+    reason: str = ""
+
+
+@dataclass
+class PassContext:
+    """What a pass works on and may use. What comes from outside of the graph is handed in, never looked up.
+
+    Attributes:
+        rewriter: The only way to change ``model``.
+        target: What the result will run on.
+        services: Helpers by name that the driver provides: "evaluator" (an :class:`Evaluator`), "kernels", "measure".
+        hits: How often each rule fired.
+        misses: The nearest miss of each rule, for every root where it got beyond its root.
+        remarks: What to tell the user.
+    """
+
+    rewriter: Rewriter
+    target: Target
+    services: Mapping[str, Any] = field(default_factory=dict)
+    hits: dict[str, int] = field(default_factory=dict)
+    misses: dict[str, list[Miss]] = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
+
+    @property
+    def model(self) -> onnx_ir.Model:
+        return self.rewriter.model
+
+    @property
+    def facts(self):
+        return self.rewriter.facts
+
+    def hit(self, rule: str, count: int = 1) -> None:
+        """Count an application of a rule."""
+        self.hits[rule] = self.hits.get(rule, 0) + count
+
+    def remark(self, kind: str, what: str, reason: str = "") -> None:
+        """Tell the user what was done or left alone."""
+        self.remarks.append(Remark(kind, what, reason))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes. A subclass sets ``name`` and ``numerics``, adds fields for its options, and runs.
+
+    The first line of its docstring is what ``optc passes`` shows.
+    """
+
+    name: ClassVar[str] = ""
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def run(self, ctx: PassContext) -> None:
+        """Change ``ctx.model`` through ``ctx.rewriter``; raise PassError if that turns out to be impossible."""
+        raise NotImplementedError
+
+    @classmethod
+    def summary(cls) -> str:
+        """One line on what the pass does."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def all_graphs(model: onnx_ir.Model) -> Iterator[onnx_ir.Graph]:
+    """The main graph and all its sub-graphs; not the bodies of functions."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+
+
+RuleFunction = Callable[..., Any]

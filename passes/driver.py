@@ -1,0 +1,112 @@
+"""Applying rules until none fires: a worklist over the graph, fed by the rewriter's events, bounded per rule."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import onnx_ir
+from optc.ir.matcher import Miss
+from optc.passes.base import PassContext, all_graphs
+from optc.passes.rule import Rule
+
+#: Applications of one rule per node of the graph it started on (plus a constant); more means that rules fight.
+_CAP_PER_NODE, _CAP_BASE = 8, 64
+#: Near misses kept per rule.
+_MISSES_KEPT = 12
+
+
+class _Worklist:
+    """Nodes to look at, each at most once; a listener of the rewriter."""
+
+    def __init__(self, nodes: Iterable[onnx_ir.Node]) -> None:
+        self._queue = deque(nodes)
+        self._queued = set(self._queue)
+
+    def push(self, node: onnx_ir.Node) -> None:
+        if node.graph is not None and node not in self._queued:
+            self._queue.append(node)
+            self._queued.add(node)
+
+    def pop(self) -> onnx_ir.Node | None:
+        while self._queue:
+            node = self._queue.popleft()
+            self._queued.discard(node)
+            if node.graph is not None:
+                return node
+        return None
+
+    def inserted(self, node: onnx_ir.Node) -> None:
+        self.push(node)
+        self._push_users(node)
+
+    def changed(self, node: onnx_ir.Node) -> None:
+        self.push(node)
+        self._push_users(node)
+
+    def erased(self, node: onnx_ir.Node) -> None:
+        # A producer that lost a reader may now be used once only, which is what many patterns wait for.
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None:
+                self.push(producer)
+                self._push_users(producer)
+
+    def _push_users(self, node: onnx_ir.Node) -> None:
+        for value in node.outputs:
+            for use in value.uses():
+                self.push(use.node)
+
+
+def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
+    """Apply rules everywhere, in the main graph and in sub-graphs, until none fires.
+
+    Rules are tried at a node in the order given; nodes are visited in topological order, then as changes happen.
+    A rule that reaches its bound is switched off, and a remark names it together with the rules that fired last.
+
+    Returns:
+        How many times a rule fired.
+    """
+    index: dict[tuple[str, str], list[Rule]] = {}
+    for rule in rules:
+        for root in sorted(rule.roots):
+            index.setdefault(root, []).append(rule)
+    nodes = [node for graph in all_graphs(ctx.model) for node in graph]
+    cap = _CAP_BASE + _CAP_PER_NODE * len(nodes)
+    worklist = _Worklist(node for node in nodes if (node.domain, node.op_type) in index)
+    fired: dict[str, int] = {}
+    off: set[str] = set()
+    recent: deque[str] = deque(maxlen=8)
+    misses: dict[tuple[str, onnx_ir.Node], Miss] = {}
+    ctx.rewriter.listeners.append(worklist)
+    try:
+        while (node := worklist.pop()) is not None:
+            for rule in index.get((node.domain, node.op_type), ()):
+                if rule.name in off:
+                    continue
+                outcome = rule.apply(ctx.rewriter, node)
+                if isinstance(outcome, Miss):
+                    misses[rule.name, node] = outcome
+                elif outcome:
+                    misses.pop((rule.name, node), None)
+                    fired[rule.name] = fired.get(rule.name, 0) + 1
+                    recent.append(rule.name)
+                    ctx.hit(rule.name)
+                    if fired[rule.name] >= cap:
+                        off.add(rule.name)
+                        fighting = ", ".join(dict.fromkeys(recent))
+                        ctx.remark(
+                            "skipped", rule.name, f"stopped after {cap} applications; rules that fired last: {fighting}"
+                        )
+                    worklist.push(node)
+                    break
+    finally:
+        ctx.rewriter.listeners.remove(worklist)
+    for (name, node), miss in misses.items():
+        kept = ctx.misses.setdefault(name, [])
+        if node.graph is not None:
+            kept.append(miss)
+    for kept in ctx.misses.values():
+        kept.sort(key=lambda miss: -miss.matched)
+        del kept[_MISSES_KEPT:]
+    return sum(fired.values())

@@ -1,0 +1,211 @@
+"""Running a pipeline: every pass is timed, checked, and rolled back if it broke something."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir
+
+from optc.ir.errors import OptcError, UsageError
+from optc.ir.matcher import Miss
+from optc.ir.rewriter import Rewriter
+from optc.ir.targets import Target, suggestion
+from optc.ir.verify import Interface, verify_structure
+from optc.passes.base import Numerics, Pass, PassContext, Remark
+from optc.passes.pipeline import Fixpoint, Pipeline, leaves, print_pass, without
+
+#: A numeric check of a model after a pass of a numerics class: None if it is right, else what is wrong.
+Check = Callable[[onnx_ir.Model, Numerics], str | None]
+
+
+@dataclass
+class PassRecord:
+    """What one pass did, summed over all rounds in which it ran.
+
+    Attributes:
+        text: The pass as it stands in the pipeline text.
+        seconds: Wall time, checks not included.
+        runs: How often it ran.
+        changes: Changes made to the graph.
+        hits: Applications by rule.
+        status: "changed", "unchanged", "rolled back" or "skipped".
+        reason: Why it was rolled back or skipped.
+    """
+
+    name: str
+    text: str
+    numerics: Numerics
+    seconds: float = 0.0
+    check_seconds: float = 0.0
+    runs: int = 0
+    changes: int = 0
+    nodes_before: int = 0
+    nodes_after: int = 0
+    hits: dict[str, int] = field(default_factory=dict)
+    status: str = "unchanged"
+    reason: str = ""
+    remarks: list[Remark] = field(default_factory=list)
+
+
+@dataclass
+class PipelineResult:
+    """The model after a pipeline, and what happened on the way."""
+
+    model: onnx_ir.Model
+    records: list[PassRecord]
+    misses: dict[str, list[Miss]]
+
+    @property
+    def numerics(self) -> Numerics:
+        """The widest numerics class among the passes that changed something."""
+        changed = [record.numerics for record in self.records if record.status == "changed"]
+        return max(changed, default=Numerics.EXACT)
+
+
+@dataclass
+class PassManager:
+    """Runs pipelines on models.
+
+    Attributes:
+        target: What the result will run on.
+        services: Handed to the passes, see :class:`PassContext`.
+        check: A numeric check after every pass that changed something (``--verify=each``); None for none.
+        before: Called with each pass before it runs (progress).
+        after: Called with the model and the record of each pass that ran (dumps).
+        strict: Raise what a pass raises instead of rolling it back (for the developers of passes).
+    """
+
+    target: Target
+    services: Mapping[str, Any] = field(default_factory=dict)
+    check: Check | None = None
+    before: Callable[[Pass], None] = lambda item: None
+    after: Callable[[onnx_ir.Model, PassRecord], None] = lambda model, record: None
+    strict: bool = False
+
+    def run(self, model: onnx_ir.Model, pipeline: Pipeline) -> PipelineResult:
+        """Run a pipeline on a model, which is changed in place unless a pass had to be rolled back.
+
+        The result's model honours the interface of the given one, whatever the passes do.
+        """
+        run = _Run(self, model)
+        run.items(pipeline)
+        return PipelineResult(run.ctx.model, list(run.records.values()), run.ctx.misses)
+
+
+class _Run:
+    """The state of one run."""
+
+    def __init__(self, manager: PassManager, model: onnx_ir.Model) -> None:
+        self.manager = manager
+        self.interface = Interface.of(model)
+        self.ctx = self._context(model, {})
+        self.records: dict[str, PassRecord] = {}
+        self.guilty: set[str] = set()
+        self._snapshot: onnx_ir.Model | None = None
+        #: Passes (by text) that left the graph as it is since its last change: running them again is pointless.
+        self._settled: set[str] = set()
+
+    def _context(self, model: onnx_ir.Model, misses: dict[str, list[Miss]]) -> PassContext:
+        return PassContext(Rewriter(model), self.manager.target, self.manager.services, misses=misses)
+
+    def items(self, pipeline: Pipeline) -> bool:
+        changed = False
+        for item in pipeline:
+            if isinstance(item, Fixpoint):
+                for _ in range(item.rounds):
+                    if not self.items(item.items):
+                        break
+                    changed = True
+            else:
+                changed |= self.one(item)
+        return changed
+
+    def one(self, item: Pass) -> bool:
+        """Run one pass; whether the graph was changed and stayed so."""
+        text = print_pass(item)
+        if text in self.guilty or text in self._settled:
+            return False
+        record = self.records.setdefault(text, PassRecord(item.name, text, item.numerics))
+        self.manager.before(item)
+        if self._snapshot is None:
+            self._snapshot = self.ctx.model.clone()
+        record.runs += 1
+        before = count_nodes(self.ctx.model)
+        if record.runs == 1:
+            record.nodes_before = before
+        rewriter, changes = self.ctx.rewriter, self.ctx.rewriter.changes
+        self.ctx.hits, self.ctx.remarks = {}, []
+        start = time.perf_counter()
+        try:
+            item.run(self.ctx)
+            problem = None
+        except OptcError as error:
+            if self.manager.strict or isinstance(error, UsageError):
+                raise
+            problem = str(error)
+        except Exception as error:  # a pass, ours or a plugin's, may fail in any way; the compile goes on without it
+            if self.manager.strict:
+                raise
+            problem = f"{type(error).__name__}: {error}"
+        record.seconds += time.perf_counter() - start
+        made = self.ctx.rewriter.changes - changes if self.ctx.rewriter is rewriter else 1
+        start = time.perf_counter()
+        if problem is None and made:
+            problem = self._broken(item)
+        record.check_seconds += time.perf_counter() - start
+        if problem is not None:
+            self._roll_back(record, text, problem)
+            return False
+        record.remarks.extend(self.ctx.remarks)
+        record.nodes_after = count_nodes(self.ctx.model)
+        for rule, count in self.ctx.hits.items():
+            record.hits[rule] = record.hits.get(rule, 0) + count
+        record.changes += made
+        if made:
+            record.status = "changed"
+            self._snapshot = None
+            self._settled.clear()
+        else:
+            self._settled.add(text)
+        self.manager.after(self.ctx.model, record)
+        return bool(made)
+
+    def _broken(self, item: Pass) -> str | None:
+        problems = verify_structure(self.ctx.model) or self.interface.differences(Interface.of(self.ctx.model))
+        if problems:
+            return f"it left an invalid graph: {problems[0]}"
+        return self.manager.check(self.ctx.model, item.numerics) if self.manager.check else None
+
+    def _roll_back(self, record: PassRecord, text: str, problem: str) -> None:
+        if self._snapshot is None:
+            raise RuntimeError("no snapshot to roll back to")
+        self.ctx = self._context(self._snapshot, self.ctx.misses)
+        self._snapshot = None
+        self.guilty.add(text)
+        record.status, record.reason = "rolled back", problem
+        record.nodes_after = count_nodes(self.ctx.model)
+
+
+def skip_passes(pipeline: Pipeline, names: list[str]) -> Pipeline:
+    """A pipeline without the passes of these names.
+
+    Raises:
+        UsageError: A name is not in the pipeline.
+    """
+    present = [item.name for item in leaves(pipeline)]
+    for name in names:
+        if name not in present:
+            raise UsageError(
+                f"--skip {name}: the pipeline has no such pass",
+                hint=suggestion(name, present, f"it has: {', '.join(dict.fromkeys(present))}"),
+            )
+    return without(pipeline, frozenset(names))
+
+
+def count_nodes(model: onnx_ir.Model) -> int:
+    """Nodes of the main graph and its sub-graphs, Constant nodes not counted."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    return sum(node.op_type != "Constant" for graph in graphs for node in graph)

@@ -1,0 +1,95 @@
+"""Which passes there are, by name; each is imported when it is first asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from optc.ir.errors import UsageError
+from optc.ir.targets import suggestion
+from optc.passes.base import Pass
+
+#: Built-in passes: name -> "module:class". A new pass is one more row.
+BUILTIN: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a named thing comes from."""
+
+    name: str
+    location: str
+    owner: str = "optc"
+
+    def load(self) -> Any:
+        """Import it.
+
+        Raises:
+            UsageError: The module or the name in it is not there, or importing it fails.
+        """
+        module, _, attribute = self.location.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:  # a plugin may fail in any way; it must not take optc down
+            raise UsageError(
+                f"{self.name!r} of {self.owner} cannot be loaded from {self.location}: {type(error).__name__}: {error}",
+                hint=f"repair or uninstall {self.owner}",
+            ) from error
+
+
+class Registry:
+    """Named things with one owner each."""
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries = {name: Entry(name, location) for name, location in entries.items()}
+
+    def add(self, name: str, location: str, owner: str) -> None:
+        """Register one more.
+
+        Raises:
+            UsageError: The name is taken; the message names both owners.
+        """
+        if name in self._entries:
+            raise UsageError(
+                f"{self.kind} {name!r} is registered twice, by {self._entries[name].owner} and by {owner}",
+                hint="uninstall one of the two",
+            )
+        self._entries[name] = Entry(name, location, owner)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def load(self, name: str) -> Any:
+        """The thing of a name.
+
+        Raises:
+            UsageError: There is none of that name, or it cannot be imported.
+        """
+        if name not in self._entries:
+            raise UsageError(
+                f"unknown {self.kind} {name!r}", hint=suggestion(name, self._entries, "optc passes lists all passes")
+            )
+        return self._entries[name].load()
+
+
+def pass_registry() -> Registry:
+    """The built-in passes; plugins add theirs to the returned object."""
+    return Registry("pass", BUILTIN)
+
+
+def pass_class(registry: Registry, name: str) -> type[Pass]:
+    """The class of a pass.
+
+    Raises:
+        UsageError: It is unknown, cannot be imported, or is not a pass.
+    """
+    loaded = registry.load(name)
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+        raise UsageError(f"{name!r} is not a pass: {loaded!r}")
+    return loaded
