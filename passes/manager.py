@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir
-
 from optc.ir.errors import OptcError, UsageError
 from optc.ir.matcher import Miss
 from optc.ir.rewriter import Rewriter
