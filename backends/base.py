@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import onnx_ir
 
+from optc.ir.targets import Target
+
 Dim = int | str | None
 Kind = Literal["tensor", "sparse", "sequence", "optional", "map"]
 
@@ -155,11 +157,11 @@ class Backend(Protocol):
         """Whether this backend can emit and open here. Never raises."""
         ...
 
-    def claims(self, op: OpSignature | onnx_ir.Node, target: object = None) -> bool:
+    def claims(self, op: OpSignature | onnx_ir.Node, target: Target | None = None) -> bool:
         """Whether this backend runs the op on ``target`` as it stands, without decomposing it."""
         ...
 
-    def emit(self, model: onnx_ir.Model, target: object, out: Path) -> Artifact:
+    def emit(self, model: onnx_ir.Model, target: Target, out: Path) -> Artifact:
         """Write ``model`` for ``target`` to ``out``, whole or not at all."""
         ...
 

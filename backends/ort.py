@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir
 import onnxruntime
+
 from optc.backends import ort_kernels
 from optc.backends.base import Artifact, OpSignature, Probe, ValueSpec
 from optc.backends.ort_errors import user_error
@@ -17,6 +18,7 @@ from optc.backends.ort_model import ModelLike, loadable
 from optc.backends.ort_values import from_ort_value, is_native, parse_type, to_ort_value
 from optc.ir.errors import BackendError, DataError
 from optc.ir.saving import save
+from optc.ir.targets import Target
 
 Optimization = Literal["off", "basic", "extended", "all"]
 
@@ -183,12 +185,12 @@ class OnnxRuntimeBackend:
             f"IR version <= {ort_kernels.max_ir_version()}, {', '.join(onnxruntime.get_available_providers())}",
         )
 
-    def claims(self, op: OpSignature | onnx_ir.Node, target: object = None) -> bool:
+    def claims(self, op: OpSignature | onnx_ir.Node, target: Target | None = None) -> bool:
         """Whether onnxruntime runs the op as it stands: by a kernel, with casts around one, or as a function."""
         signature = op if isinstance(op, OpSignature) else OpSignature.of(op)
-        return ort_kernels.how(signature, ort_kernels.provider_of(target)) is not None
+        return ort_kernels.how(signature, target.provider if target else CPU) is not None
 
-    def emit(self, model: onnx_ir.Model, target: object, out: Path) -> Artifact:
+    def emit(self, model: onnx_ir.Model, target: Target, out: Path) -> Artifact:
         """Write the model as ``.onnx`` (and ``.onnx.data`` beside it when it is large)."""
         files = tuple(save(model, out))
         return Artifact(self.name, files[0], files)

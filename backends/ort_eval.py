@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+
 from optc.backends import ort_fragment, ort_kernels
 from optc.backends.ort import Session
 from optc.backends.ort_fragment import NotConstantError, constant_array
@@ -58,25 +59,31 @@ class Evaluator:
         self._threads = threads
 
     def run(
+        self, nodes: Sequence[onnx_ir.Node], feeds: Mapping[onnx_ir.Value, Any], outputs: Sequence[onnx_ir.Value]
+    ) -> list[Any]:
+        """The values of ``outputs``, None for those that cannot be computed; see :meth:`evaluate`."""
+        return self.evaluate(nodes, feeds, outputs).values
+
+    def evaluate(
         self,
         nodes: Sequence[onnx_ir.Node],
+        feeds: Mapping[onnx_ir.Value, Any] | None = None,
         outputs: Sequence[onnx_ir.Value] | None = None,
-        constants: Mapping[onnx_ir.Value, Any] | None = None,
     ) -> Evaluation:
-        """Evaluate ``nodes``, which must be in topological order.
+        """Evaluate ``nodes``, which must be in topological order, and say what could not be computed.
 
         The caller sees to it that no result is too big to hold (it knows the shapes) and that no node draws random
         numbers: a process that touches more memory than there is gets killed, not told.
 
         Args:
             nodes: The fragment. Inputs that none of them produces are initializers, outputs of Constant nodes, or
-                keys of ``constants``.
+                keys of ``feeds``.
+            feeds: Arrays for inputs that carry no constant themselves.
             outputs: The values wanted; None means every output of the last node.
-            constants: Arrays for inputs that carry no constant themselves.
         """
         if outputs is None:
             outputs = nodes[-1].outputs if nodes else []
-        known = dict(constants or {})
+        known = dict(feeds or {})
         rest = []
         for node in nodes:
             array = constant_array(node.outputs[0]) if node.op_type == "Constant" else None

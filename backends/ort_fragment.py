@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir
 from onnx import helper
+
 from optc.backends import ort_kernels
 
 #: Constants up to this many bytes travel inside the model: some kernels want shapes and axes as initializers.

@@ -21,6 +21,7 @@ import onnx_ir
 import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as native
+
 from optc.backends import ort_cuda
 from optc.backends.base import OpSignature
 from optc.backends.ort_values import type_text
@@ -244,8 +245,3 @@ def _opens(opset: int, ir_version: int) -> bool:
     except Exception:  # onnxruntime's exceptions share no base class below Exception
         return False
     return True
-
-
-def provider_of(target: object) -> str:
-    """The execution provider that serves a target."""
-    return getattr(target, "provider", CPU)

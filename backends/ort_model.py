@@ -16,6 +16,7 @@ import google.protobuf.message
 import onnx
 import onnx_ir
 import onnxruntime
+
 from optc.backends.ort_values import is_native, to_ort_value
 from optc.ir.errors import BackendError
 

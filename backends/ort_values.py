@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 import onnxruntime
+
 from optc.backends.base import Kind
 
 #: Element types that ONNX Runtime exchanges with NumPy directly.
