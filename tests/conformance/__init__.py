@@ -1,0 +1,1 @@
+"""Does optimizing keep what the ONNX standard says a model computes? Judged with the standard's own test cases."""
