@@ -1,0 +1,346 @@
+"""What a compile did, as data: the same facts on the screen, in Python and in a JSON file.
+
+The JSON form is described in docs/report.md, and as a JSON Schema in docs/report.schema.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+import os
+import platform
+import resource
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir
+
+from optc.backends import timing
+from optc.ir.matcher import Miss
+from optc.passes.base import Remark
+from optc.passes.manager import PassRecord
+
+#: Version of the JSON form; it grows by one when a key changes its meaning or goes away, not when one is added.
+SCHEMA = 1
+#: Packages on which the bytes of a result may depend.
+_VERSIONED = ("optc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy", "triton")
+_CHUNK = 1 << 20
+
+
+@dataclass
+class ModelSummary:
+    """What a model is made of.
+
+    Attributes:
+        nodes: Nodes of the main graph and its sub-graphs, Constant nodes not counted.
+        ops: Nodes by operator ("MatMul", "com.microsoft::Gelu").
+        weight_bytes: Bytes of all initializers, each stored tensor counted once.
+        path: The file, if it is one.
+        digest: "sha256:..." of the file, if it is one; of the ONNX file alone, not of external data.
+    """
+
+    nodes: int
+    ops: dict[str, int]
+    weight_bytes: int
+    path: str | None = None
+    digest: str | None = None
+
+    @classmethod
+    def of(cls, model: onnx_ir.Model, path: str | os.PathLike[str] | None = None) -> ModelSummary:
+        """Count a model; ``path`` is the file it came from or went to."""
+        ops: Counter[str] = Counter()
+        for graph in (model.graph, *model.graph.subgraphs()):
+            ops.update(
+                f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+                for node in graph
+                if node.op_type != "Constant"
+            )
+        tensors = {
+            id(value.const_value): value.const_value
+            for graph in model.graphs()
+            for value in graph.initializers.values()
+            if value.const_value is not None
+        }
+        weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        return cls(
+            ops.total(),
+            dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+            weight_bytes,
+            os.fspath(path) if path is not None else None,
+            file_digest(path) if path is not None else None,
+        )
+
+
+@dataclass
+class PassReport:
+    """What one pass did, summed over all rounds in which it ran; fields as in :class:`PassRecord`."""
+
+    name: str
+    text: str
+    numerics: str
+    seconds: float
+    check_seconds: float
+    runs: int
+    changes: int
+    nodes_before: int
+    nodes_after: int
+    hits: dict[str, int]
+    status: str
+    reason: str = ""
+    remarks: list[Remark] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, record: PassRecord) -> PassReport:
+        """The pass manager's record of it."""
+        values = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
+        return cls(**{**values, "numerics": record.numerics.name.lower()})
+
+
+@dataclass
+class NearMiss:
+    """A place where a rule almost fired; fields as in :class:`optc.ir.matcher.Miss`."""
+
+    rule: str
+    root: str
+    at: str
+    wanted: str
+    found: str
+    matched: int
+
+    @classmethod
+    def of(cls, miss: Miss) -> NearMiss:
+        """The matcher's record of it."""
+        return cls(miss.rule, miss.root, miss.at, miss.wanted, miss.found, miss.matched)
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.root}: stopped at {self.at}: wanted {self.wanted}, found {self.found}"
+
+
+@dataclass
+class CheckedBinding:
+    """One comparison of the result with the original.
+
+    Attributes:
+        dims: The sizes given to the symbolic dims.
+        inputs: Where the inputs came from: "drawn", "calibration", ...
+        worst_output: The output that differs most.
+        worst_error: Its relative L2 error.
+        passed: Whether all outputs are close enough.
+        reason: Why not.
+    """
+
+    dims: dict[str, int]
+    inputs: str
+    worst_output: str | None = None
+    worst_error: float | None = None
+    passed: bool = True
+    reason: str = ""
+
+
+@dataclass
+class Verification:
+    """The numeric check of the result against the original.
+
+    Attributes:
+        status: "passed", "failed", "skipped" (it could not be done here, see ``reason``) or "off" (not asked for).
+        tolerance: The relative L2 error allowed.
+        worst_error: The largest one seen.
+        checked: The comparisons made.
+        skipped: Comparisons that could not be made, and why.
+        reason: Why it failed or was skipped.
+    """
+
+    status: Literal["passed", "failed", "skipped", "off"]
+    tolerance: float | None = None
+    worst_error: float | None = None
+    checked: list[CheckedBinding] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    reason: str = ""
+
+
+@dataclass
+class Skipped:
+    """Something that was left out, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass
+class Spread:
+    """A median with its quartiles: seconds, or a ratio."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass
+class Latency:
+    """Time per run of the original and of the result, measured in turns on this machine.
+
+    Attributes:
+        measured: Whether anything was measured; if not, ``reason`` says why.
+        before: Seconds per run of the original, or None.
+        after: Seconds per run of the result, or None.
+        ratio: Result over original within each round; below 1 is faster.
+        how: How it was measured: device, inputs, rounds, threads.
+        reason: Why nothing was measured.
+    """
+
+    measured: bool
+    before: Spread | None = None
+    after: Spread | None = None
+    ratio: Spread | None = None
+    how: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, comparison: timing.Comparison, how: str) -> Latency:
+        """Of a comparison whose first candidate is the original and whose last is the result."""
+        before, after = comparison.timings[0], comparison.timings[-1]
+        spreads = (Spread(s.median, s.low, s.high) for s in (before.seconds, after.seconds, after.ratio))
+        settled = "" if comparison.stable else ", not settled"
+        return cls(True, *spreads, how=f"{how}, {comparison.rounds} rounds in turns{settled}")
+
+
+@dataclass
+class Decision:
+    """A lossy change that was proposed, and whether it was kept.
+
+    Attributes:
+        what: The technique ("int8-dynamic").
+        where: The nodes or weights concerned.
+        kept: Whether it is in the result.
+        reason: Why it was kept or refused.
+        error: The outputs' relative L2 error with it, measured; None if it was refused before that.
+        speedup: Time without it over time with it; None if it was not timed.
+        bytes_saved: How much smaller it makes the weights.
+    """
+
+    what: str
+    where: list[str]
+    kept: bool
+    reason: str
+    error: float | None = None
+    speedup: float | None = None
+    bytes_saved: int | None = None
+
+
+@dataclass
+class ArtifactFile:
+    """A file that was written."""
+
+    path: str
+    bytes: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> ArtifactFile:
+        """Measure a file that is there."""
+        return cls(os.fspath(path), os.path.getsize(path), file_digest(path))
+
+
+@dataclass
+class Report:
+    """Everything that a compile has to say.
+
+    Attributes:
+        model: The model as it was given.
+        result: The model as it became.
+        options: The options in force, by name.
+        pipeline: The pipeline in its text form.
+        target: Name of the target.
+        backend: Name of the backend.
+        passes: What each pass did, in the order of their first run.
+        near_misses: Where rules almost fired.
+        verification: The numeric check.
+        latency: Time before and after.
+        decisions: Lossy changes proposed, kept and refused.
+        artifact: The files written, the one to open first.
+        skipped: What was not done although the options asked for it, and why.
+        notes: What else the user should know.
+        versions: Versions of optc, Python and the packages on which the result may depend.
+        seconds: Wall time of the compile.
+        peak_memory: Largest resident size of the process so far, in bytes.
+    """
+
+    model: ModelSummary
+    result: ModelSummary
+    options: dict[str, Any] = field(default_factory=dict)
+    pipeline: str = ""
+    target: str = ""
+    backend: str = ""
+    passes: list[PassReport] = field(default_factory=list)
+    near_misses: list[NearMiss] = field(default_factory=list)
+    verification: Verification = field(default_factory=lambda: Verification("off"))
+    latency: Latency = field(default_factory=lambda: Latency(False, reason="not asked for"))
+    decisions: list[Decision] = field(default_factory=list)
+    artifact: list[ArtifactFile] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    seconds: float = 0.0
+    peak_memory: int | None = field(default_factory=lambda: peak_memory())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: dicts, lists, strings, numbers, booleans and None."""
+        return {"schema": SCHEMA, **_plain(self)}
+
+    def to_json(self) -> str:
+        """The JSON form; a number that is not finite is written as null."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """``sha256:<hex>`` of a file's contents."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def versions(packages: Iterable[str] = _VERSIONED) -> dict[str, str]:
+    """Versions of Python and of those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory() -> int | None:
+    """The largest resident size that this process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Iterable):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy scalar
+        return _plain(value.item())
+    return str(value)
