@@ -1,0 +1,556 @@
+"""Inference for operators that move data about, and for those that make shapes: Shape, Reshape, Slice, Gather, ..."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from optc.ir.dims import (
+    Dim,
+    bounds,
+    ceildiv,
+    divide_exact,
+    maximum,
+    minimum,
+    product,
+    provably_ge,
+    provably_positive,
+)
+from optc.ir.infer_base import (
+    INT_RANGES,
+    MAX_ELEMENTS,
+    Context,
+    DType,
+    Fact,
+    Shape,
+    Table,
+    broadcast_shapes,
+    element_count,
+    like,
+    normalize_axes,
+    normalize_axis,
+    table,
+    unify,
+)
+from optc.ir.infer_elementwise import spread
+
+_FAR = 2**31 - 1
+"""Slice bounds from here on, of either sign, are past every axis."""
+
+
+def _axes(ctx: Context, index: int) -> tuple[int, ...] | None:
+    """Axes from the attribute (older opsets) or from input ``index``; None if they are not known or not given."""
+    return ctx.attr_ints("axes") or ctx.ints(index)
+
+
+def _permuted(elements: tuple[Dim, ...] | None, shape: Shape | None, move) -> tuple[Dim, ...] | None:
+    """The contents after ``move`` (a NumPy function of the array) rearranged or repeated them."""
+    if elements is None or shape is None:
+        return None
+    places = move(np.arange(len(elements)).reshape(shape))
+    return tuple(elements[place] for place in places.ravel()) if places.size <= MAX_ELEMENTS else None
+
+
+# making shapes ----------------------------------------------------------------------------------------------------
+
+
+def _shape(ctx: Context) -> Fact:
+    shape = ctx.shape(0)
+    if shape is None:
+        return Fact(DType.INT64, (ctx.fresh(),))
+    start, end = ctx.attr("start", 0), ctx.attr("end", len(shape))
+    kept = shape[slice(*slice(start, end).indices(len(shape)))]
+    return Fact(DType.INT64, (len(kept),), kept)
+
+
+def _size(ctx: Context) -> Fact:
+    shape = ctx.shape(0)
+    return Fact(DType.INT64, (), None if shape is None else (product(shape),))
+
+
+def _range(ctx: Context) -> Fact:
+    dtype = ctx.dtype(0) or ctx.dtype(1) or ctx.dtype(2)
+    if dtype not in INT_RANGES:
+        return Fact(dtype, (ctx.fresh(),))
+    ends = [ctx.integers(index) for index in range(3)]
+    if any(end is None or len(end) != 1 for end in ends):
+        return Fact(dtype, (ctx.fresh(),))
+    ((start,), (limit,), (delta,)) = ends  # type: ignore[misc]
+    if not isinstance(delta, int) or delta == 0:
+        return Fact(dtype, (ctx.fresh(),))
+    count = maximum(ceildiv(limit - start, delta) if delta > 0 else ceildiv(start - limit, -delta), 0)
+    if not isinstance(count, int) or count > MAX_ELEMENTS:
+        return Fact(dtype, (count,))
+    return Fact(dtype, (count,), tuple(start + i * delta for i in range(count)))
+
+
+def _constant_of_shape(ctx: Context) -> Fact:
+    value = ctx.attribute("value")
+    dtype = DType.FLOAT if value is None else value.value.dtype
+    shape = _shape_from(ctx, 0)
+    count = element_count(shape)
+    elements = None
+    if dtype in INT_RANGES and count is not None and count <= MAX_ELEMENTS:
+        elements = (int(value.value.numpy().reshape(-1)[0]),) * count  # type: ignore[union-attr]
+    return Fact(dtype, shape, elements)
+
+
+def _shape_from(ctx: Context, index: int) -> Shape | None:
+    """The shape that input ``index`` holds: its contents are dims, so not negative in a run that succeeds."""
+    dims = ctx.integers(index)
+    return None if dims is None else tuple(dim if provably_ge(dim, 0) else maximum(dim, 0) for dim in dims)
+
+
+def _expand(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    target = ctx.integers(1)
+    if shape is None or target is None:
+        return Fact(dtype)
+    wanted = tuple(dim if provably_ge(dim, 0) else ctx.fresh() for dim in target)
+    result = broadcast_shapes((shape, wanted))
+    elements, count = ctx.elements(0), element_count(result)
+    if elements is None or result is None or count is None or count > MAX_ELEMENTS:
+        return Fact(dtype, result)
+    return Fact(dtype, result, spread(elements, shape, result))
+
+
+def _tile(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    repeats = ctx.integers(1)
+    if ctx.version < 6 or shape is None:
+        return Fact(dtype, None if shape is None else ctx.fresh_shape(len(shape)))
+    if repeats is None or len(repeats) != len(shape):
+        return Fact(dtype, ctx.fresh_shape(len(shape)))
+    result = tuple(dim * times for dim, times in zip(shape, repeats, strict=True))
+    elements = None
+    if element_count(result) is not None and all(isinstance(times, int) for times in repeats):
+        elements = _permuted(ctx.elements(0), shape, lambda array: np.tile(array, repeats))
+    return Fact(dtype, result, elements)
+
+
+# changing the shape -----------------------------------------------------------------------------------------------
+
+
+def _reshape(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    target = ctx.attr_ints("shape") if ctx.version < 5 else ctx.integers(1)
+    if target is None:
+        return Fact(dtype)
+    result = reshaped(ctx, shape, target, bool(ctx.attr("allowzero", 0)))
+    return Fact(dtype, result, _kept(ctx, result))
+
+
+def _kept(ctx: Context, shape: Shape | None) -> tuple[Dim, ...] | None:
+    """The contents of input 0, which the node only gives another shape."""
+    elements = ctx.elements(0)
+    return elements if elements is not None and element_count(shape) == len(elements) else None
+
+
+def reshaped(ctx: Context, shape: Shape | None, target: tuple[Dim, ...], allow_zero: bool = False) -> Shape:
+    """What Reshape makes of ``shape``.
+
+    A symbolic element of the target may be 0 in some run, which then means "copy the dim of the input". It is taken at
+    its own value where that must be right: where it can not be 0, or the dim that would be copied is then 0 as well, or
+    the input is then empty. (In the last case copying fails the run, unless a second, unrelated dim of the tensor is 0
+    in the same run: an empty tensor of disputed shape, which is disregarded.)
+    """
+    total = None if shape is None else product(shape)
+    result: list[Dim | None] = []
+    inferred = None
+    for place, wanted in enumerate(target):
+        source = shape[place] if shape is not None and place < len(shape) else None
+        if wanted == -1:
+            inferred = place
+            result.append(None)
+        elif wanted == 0 and not allow_zero:
+            result.append(source)
+        elif not provably_ge(wanted, 0):
+            result.append(None)
+        elif (
+            allow_zero
+            or provably_positive(wanted)
+            or (shape is not None and place >= len(shape))
+            or (source is not None and divide_exact(source, wanted) is not None)
+            or (total is not None and divide_exact(total, wanted) is not None)
+        ):
+            result.append(wanted)
+        else:
+            result.append(None)
+    missing = [place for place, dim in enumerate(result) if dim is None]
+    if total is not None and len(missing) == 1:
+        (place,) = missing
+        rest = product(dim for dim in result if dim is not None)
+        if rest != 0:
+            solved = divide_exact(total, rest)
+            if solved is None and place == inferred:
+                solved = total // rest
+            # equal totals only determine the dim where the rest is not 0; a target with -1 fails where it is
+            if solved is not None and (place == inferred or provably_positive(rest)):
+                result[place] = solved
+    return tuple(ctx.fresh() if dim is None else dim for dim in result)
+
+
+def _flatten(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    axis = ctx.attr("axis", 1)
+    if shape is None:
+        return Fact(dtype, ctx.fresh_shape(2))
+    if not -len(shape) <= axis <= len(shape):
+        return Fact(dtype)
+    if axis < 0:
+        axis += len(shape)
+    result = (product(shape[:axis]), product(shape[axis:]))
+    return Fact(dtype, result, _kept(ctx, result))
+
+
+def _squeeze(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    if shape is None:
+        return Fact(dtype)
+    axes = _axes(ctx, 1)
+    if axes is None:
+        if ctx.has(1) or any(bounds(dim)[0] <= 1 <= bounds(dim)[1] for dim in shape if not isinstance(dim, int)):
+            return Fact(dtype)
+        axes = tuple(axis for axis, dim in enumerate(shape) if dim == 1)
+    normal = normalize_axes(axes, len(shape))
+    if normal is None:
+        return Fact(dtype)
+    result = tuple(dim for axis, dim in enumerate(shape) if axis not in normal)
+    return Fact(dtype, result, _kept(ctx, result))
+
+
+def _unsqueeze(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    axes = _axes(ctx, 1)
+    if shape is None or axes is None:
+        return Fact(dtype)
+    rank = len(shape) + len(axes)
+    normal = normalize_axes(axes, rank)
+    if normal is None:
+        return Fact(dtype)
+    rest = iter(shape)
+    result = tuple(1 if axis in normal else next(rest) for axis in range(rank))
+    return Fact(dtype, result, ctx.elements(0))
+
+
+def _transpose(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    if shape is None:
+        return Fact(dtype)
+    order = ctx.attr_ints("perm") or tuple(reversed(range(len(shape))))
+    if sorted(order) != list(range(len(shape))):
+        return Fact(dtype)
+    elements = _permuted(ctx.elements(0), shape, lambda array: array.transpose(order))
+    return Fact(dtype, tuple(shape[axis] for axis in order), elements)
+
+
+def _depth_to_space(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    block = ctx.attr("blocksize", 0)
+    if shape is None or len(shape) != 4 or block < 1:
+        return Fact(dtype)
+    batch, channels, height, width = shape
+    if ctx.node.op_type == "DepthToSpace":
+        return Fact(dtype, (batch, channels // (block * block), height * block, width * block))
+    return Fact(dtype, (batch, channels * block * block, height // block, width // block))
+
+
+# joining and cutting ----------------------------------------------------------------------------------------------
+
+
+def concatenated(shapes: list[Shape | None], axis: int) -> Shape | None:
+    """The shape of tensors joined along ``axis``."""
+    known = [shape for shape in shapes if shape is not None]
+    if not known:
+        return None
+    rank = len(known[0])
+    place = normalize_axis(axis, rank)
+    if place is None or any(len(shape) != rank for shape in known) or len(known) != len(shapes):
+        return None
+    joined: Dim = 0
+    for shape in known:
+        joined = shape[place] + joined
+    return tuple(joined if i == place else unify(*(shape[i] for shape in known)) for i in range(rank))
+
+
+def _concat(ctx: Context) -> Fact:
+    count = len(ctx.inputs)
+    facts = [ctx.fact(index) for index in range(count)]
+    dtype = next((fact.dtype for fact in facts if fact.dtype is not None), None)
+    axis = ctx.attr("axis", 1)
+    known = [len(fact.shape) for fact in facts if fact.shape is not None]
+    if known and len(known) < count:  # all inputs have one rank
+        place = normalize_axis(axis, known[0])
+        dims = [unify(*(f.shape[i] for f in facts if f.shape is not None)) for i in range(known[0])]
+        return Fact(dtype, tuple(ctx.fresh() if i == place else dim for i, dim in enumerate(dims)))
+    shape = concatenated([fact.shape for fact in facts], axis)
+    if dtype not in INT_RANGES or (element_count(shape) or MAX_ELEMENTS + 1) > MAX_ELEMENTS:
+        return Fact(dtype, shape)
+    if len(shape or ()) != 1 and any(ctx.elements(index) is None for index in range(count)):
+        return Fact(dtype, shape)
+    parts = [ctx.integers(index) for index in range(count)]
+    if any(part is None for part in parts):
+        return Fact(dtype, shape)
+    flat = tuple(element for part in parts for element in part)  # type: ignore[union-attr]
+    sizes = np.cumsum([0] + [len(part) for part in parts])  # type: ignore[arg-type]
+    places = [np.arange(sizes[i], sizes[i + 1]).reshape(facts[i].shape) for i in range(count)]  # type: ignore[arg-type]
+    return Fact(dtype, shape, tuple(flat[place] for place in np.concatenate(places, axis).ravel()))
+
+
+def _counted(index: Dim, dim: Dim) -> Dim | None:
+    """A Slice bound counted from the front. None if its sign is not known."""
+    if not provably_ge(index, 0):
+        if bounds(index)[1] >= 0:
+            return None
+        return index + dim
+    return dim if isinstance(index, int) and index >= _FAR else index  # "to the end", as exporters write it
+
+
+def sliced_dim(ctx: Context, dim: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
+    """How many elements Slice keeps of an axis of size ``dim``."""
+    if not isinstance(step, int) or step == 0:
+        return ctx.fresh()
+    first = _counted(start, dim)
+    last = -1 if isinstance(end, int) and step < 0 and end <= -_FAR else _counted(end, dim)
+    if first is None or last is None:
+        return ctx.fresh()
+    if step < 0:  # an empty axis has no last element to start from, hence the upper limit comes last
+        span = minimum(maximum(first, 0), dim - 1) - minimum(maximum(last, -1), dim - 1)
+    elif last == dim and isinstance(start, int):
+        # d - min(k, d) = max(d - k, 0), and the last k of d are min(k, d)
+        span = maximum(dim - start, 0) if start >= 0 else minimum(dim, -start)
+    else:
+        span = maximum(minimum(last, dim), 0) - maximum(minimum(first, dim), 0)
+    return maximum(ceildiv(span, abs(step)), 0)
+
+
+def _slice(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    if shape is None:
+        return Fact(dtype)
+    rank = len(shape)
+    starts: tuple[Dim, ...] | None
+    if ctx.version < 10:
+        starts, ends, axes = ctx.attr_ints("starts"), ctx.attr_ints("ends"), ctx.attr_ints("axes")
+        steps: tuple[Dim, ...] | None = None
+    else:
+        starts, ends, axes, steps = ctx.integers(1), ctx.integers(2), ctx.ints(3), ctx.integers(4)
+        if (ctx.has(3) and axes is None) or (ctx.has(4) and steps is None):
+            return Fact(dtype, ctx.fresh_shape(rank))
+    if starts is None or ends is None:
+        return Fact(dtype, ctx.fresh_shape(rank))
+    normal = normalize_axes(axes if axes is not None else range(len(starts)), rank)
+    steps = steps if steps is not None else (1,) * len(starts)
+    if normal is None or not len(starts) == len(ends) == len(normal) == len(steps):
+        return Fact(dtype)
+    result = list(shape)
+    for axis, start, end, step in zip(normal, starts, ends, steps, strict=True):
+        result[axis] = sliced_dim(ctx, shape[axis], start, end, step)
+    elements = ctx.elements(0)
+    if elements is not None and all(isinstance(i, int) for i in (*starts, *ends, *steps)):
+        cuts = [slice(None)] * rank
+        for axis, start, end, step in zip(normal, starts, ends, steps, strict=True):
+            # NumPy clamps as ONNX does, but for a backward slice that starts before the beginning
+            cuts[axis] = slice(max(start, -shape[axis]) if step < 0 else start, end, step)  # type: ignore[type-var]
+        elements = _permuted(elements, shape, lambda array: array[tuple(cuts)])
+    else:
+        elements = None
+    return Fact(dtype, tuple(result), elements)
+
+
+def _split(ctx: Context) -> list[Fact]:
+    dtype, shape, *_ = ctx.fact(0)
+    count = len(ctx.node.outputs)
+    if shape is None:
+        return [Fact(dtype)] * count
+    axis = normalize_axis(ctx.attr("axis", 0), len(shape))
+    if axis is None:
+        return [Fact(dtype)] * count
+    sizes = ctx.attr_ints("split") or (ctx.integers(1) if ctx.has(1) else None)
+    dim = shape[axis]
+    if sizes is None and ctx.has(1):
+        sizes = ctx.fresh_shape(count)
+    elif sizes is None:
+        parts = ctx.attr("num_outputs", count)
+        chunk = ceildiv(dim, parts) if ctx.version >= 18 else dim // parts  # before 18 the dim must be divisible
+        sizes = (*(chunk,) * (parts - 1), dim - chunk * (parts - 1) if ctx.version >= 18 else chunk)
+    if len(sizes) != count:
+        return [Fact(dtype)] * count
+    facts, elements, start = [], ctx.elements(0), 0
+    for size in sizes:
+        part = None
+        if elements is not None and len(shape) == 1 and isinstance(size, int):
+            part = elements[start : start + size]
+            start += size
+        else:
+            elements = None
+        facts.append(Fact(dtype, (*shape[:axis], size, *shape[axis + 1 :]), part))
+    return facts
+
+
+# picking ----------------------------------------------------------------------------------------------------------
+
+
+def _gather(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    picked = ctx.shape(1)
+    if shape is None or picked is None:
+        return Fact(dtype)
+    axis = normalize_axis(ctx.attr("axis", 0), len(shape))
+    if axis is None:
+        return Fact(dtype)
+    result = (*shape[:axis], *picked, *shape[axis + 1 :])
+    places, elements = ctx.ints(1), ctx.elements(0)
+    if elements is None or places is None:
+        return Fact(dtype, result)
+    size = shape[axis]
+    if not isinstance(size, int) or any(not -size <= place < size for place in places):
+        return Fact(dtype, result)
+    index = np.array(places, np.int64).reshape(picked)
+    return Fact(dtype, result, _permuted(elements, shape, lambda array: np.take(array, index % size, axis)))
+
+
+def _gather_elements(ctx: Context) -> Fact:
+    return Fact(ctx.dtype(0), ctx.shape(1))
+
+
+def _gather_nd(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    picked = ctx.shape(1)
+    batch = ctx.attr("batch_dims", 0)
+    if shape is None or not picked or not isinstance(picked[-1], int) or batch + picked[-1] > len(shape):
+        return Fact(dtype)
+    return Fact(dtype, (*picked[:-1], *shape[batch + picked[-1] :]))
+
+
+def _compress(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    axis = ctx.attr("axis", None)
+    if axis is None:
+        return Fact(dtype, (ctx.fresh(),))
+    if shape is None or (place := normalize_axis(axis, len(shape))) is None:
+        return Fact(dtype)
+    return Fact(dtype, (*shape[:place], ctx.fresh(), *shape[place + 1 :]))
+
+
+def _top_k(ctx: Context) -> tuple[Fact, Fact]:
+    dtype, shape, *_ = ctx.fact(0)
+    if shape is None or (axis := normalize_axis(ctx.attr("axis", -1), len(shape))) is None:
+        return Fact(dtype), Fact(DType.INT64)
+    amount = (ctx.attr("k", 1),) if ctx.version < 10 else ctx.integers(1)
+    result = (*shape[:axis], amount[0] if amount else ctx.fresh(), *shape[axis + 1 :])
+    return Fact(dtype, result), Fact(DType.INT64, result)
+
+
+def _one_hot(ctx: Context) -> Fact:
+    shape = ctx.shape(0)
+    dtype = ctx.dtype(2)
+    if shape is None or (axis := normalize_axis(ctx.attr("axis", -1), len(shape) + 1)) is None:
+        return Fact(dtype)
+    depth = ctx.integers(1)
+    return Fact(dtype, (*shape[:axis], depth[0] if depth else ctx.fresh(), *shape[axis:]))
+
+
+def _non_zero(ctx: Context) -> Fact:
+    shape = ctx.shape(0)
+    if shape is None:
+        return Fact(DType.INT64, ctx.fresh_shape(2))
+    # a scalar counts as a vector of one element in ONNX Runtime, and as rank 0 elsewhere
+    return Fact(DType.INT64, (len(shape) if shape else ctx.fresh(), ctx.fresh()))
+
+
+def _non_max_suppression(ctx: Context) -> Fact:
+    return Fact(DType.INT64, (ctx.fresh(), 3))
+
+
+# growing ----------------------------------------------------------------------------------------------------------
+
+
+def _pad(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    if shape is None:
+        return Fact(dtype)
+    rank = len(shape)
+    pads = ctx.attr_ints("pads") or ctx.attr_ints("paddings") if ctx.version < 11 else ctx.integers(1)
+    axes = ctx.ints(3)
+    if pads is None or (ctx.has(3) and axes is None):
+        return Fact(dtype, ctx.fresh_shape(rank))
+    normal = normalize_axes(axes, rank) if axes is not None else tuple(range(rank))
+    if normal is None or len(pads) != 2 * len(normal):
+        return Fact(dtype)
+    result = list(shape)
+    for place, axis in enumerate(normal):
+        result[axis] = pads[place] + (shape[axis] + pads[place + len(normal)])
+    return Fact(dtype, tuple(result))
+
+
+def _scaled(ctx: Context, dim: Dim, scale: float) -> Dim:
+    """``floor(dim * scale)``, if the precision in which it is computed makes no difference."""
+    if scale == 1:
+        return dim
+    if isinstance(dim, int):
+        single, double = math.floor(np.float32(dim) * np.float32(scale)), math.floor(dim * scale)
+        return double if single == double else ctx.fresh()
+    return dim * int(scale) if scale == int(scale) else ctx.fresh()
+
+
+def _resize(ctx: Context) -> Fact:
+    dtype, shape, *_ = ctx.fact(0)
+    if shape is None:
+        return Fact(dtype)
+    rank = len(shape)
+    unknown = Fact(dtype, ctx.fresh_shape(rank))
+    if ctx.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return unknown
+    if ctx.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        return unknown
+    scales_at, sizes_at = (1, 3) if ctx.version < 11 or ctx.node.op_type == "Upsample" else (2, 3)
+    axes = normalize_axes(ctx.attr_ints("axes") or range(rank), rank)
+    if axes is None:
+        return Fact(dtype)
+    result = list(shape)
+    sizes = ctx.integers(sizes_at) if ctx.has(sizes_at) else None
+    if sizes:
+        wanted = list(sizes)
+    else:
+        scales = ctx.attr("scales", None) if ctx.node.op_type == "Upsample" and ctx.version < 9 else None
+        values = scales if scales is not None else ctx.floats(scales_at)
+        if values is None or len(values) != len(axes):
+            return unknown
+        wanted = [_scaled(ctx, shape[axis], float(scale)) for axis, scale in zip(axes, values, strict=True)]
+    if len(wanted) != len(axes):
+        return unknown
+    for axis, dim in zip(axes, wanted, strict=True):
+        result[axis] = dim
+    return Fact(dtype, tuple(result))
+
+
+MOVEMENT: Table = {
+    **table("", "Shape", _shape),
+    **table("", "Size", _size),
+    **table("", "Range", _range),
+    **table("", "ConstantOfShape", _constant_of_shape),
+    **table("", "Expand", _expand),
+    **table("", "Tile", _tile),
+    **table("", "Reshape", _reshape),
+    **table("", "Flatten", _flatten),
+    **table("", "Squeeze", _squeeze),
+    **table("", "Unsqueeze", _unsqueeze),
+    **table("", "Transpose", _transpose),
+    **table("", "DepthToSpace SpaceToDepth", _depth_to_space),
+    **table("", "Concat", _concat),
+    **table("", "Slice", _slice),
+    **table("", "Split", _split),
+    **table("", "Gather", _gather),
+    **table("", "GatherElements", _gather_elements),
+    **table("", "GatherND", _gather_nd),
+    **table("", "Compress", _compress),
+    **table("", "TopK", _top_k),
+    **table("", "OneHot", _one_hot),
+    **table("", "NonZero", _non_zero),
+    **table("", "NonMaxSuppression", _non_max_suppression),
+    **table("", "Pad", _pad),
+    **table("", "Resize Upsample", _resize),
+    **table("", "Scatter ScatterElements ScatterND TensorScatter Trilu ReverseSequence CumSum CumProd", like()),
+}
