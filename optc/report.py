@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import resource
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,12 +20,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx_ir
 
 from optc.backends import timing
 from optc.ir.matcher import Miss
 from optc.passes.base import Remark
 from optc.passes.manager import PassRecord
+
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]
 
 #: Version of the JSON form; it grows by one when a key changes its meaning or goes away, not when one is added.
 SCHEMA = 1
@@ -321,7 +326,9 @@ def versions(packages: Iterable[str] = _VERSIONED) -> dict[str, str]:
 
 
 def peak_memory() -> int | None:
-    """The largest resident size that this process has had, in bytes."""
+    """The largest resident size that this process has had, in bytes; None where the system does not tell."""
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -339,8 +346,10 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, np.ndarray):  # an option may be an array; its contents are data, not news
+        return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, Iterable):
         return [_plain(item) for item in value]
-    if hasattr(value, "item"):  # a NumPy scalar
-        return _plain(value.item())
     return str(value)
