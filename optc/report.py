@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import json
 import math
 import os
-import platform
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,20 +20,18 @@ import numpy as np
 import onnx_ir
 
 from optc.backends import timing
+from optc.backends.base import Artifact
 from optc.ir.matcher import Miss
+from optc.ir.model import ModelSource
+from optc.ir.targets import Target
+from optc.machine import file_digest, peak_memory, versions
+from optc.options import Options
 from optc.passes.base import Remark
-from optc.passes.manager import PassRecord
-
-try:
-    import resource
-except ImportError:  # not a Unix
-    resource = None  # type: ignore[assignment]
+from optc.passes.manager import PassRecord, PipelineResult
+from optc.units import seconds_text, size_text
 
 #: Version of the JSON form; it grows by one when a key changes its meaning or goes away, not when one is added.
 SCHEMA = 1
-#: Packages on which the bytes of a result may depend.
-_VERSIONED = ("optc", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "numpy", "triton")
-_CHUNK = 1 << 20
 
 
 @dataclass
@@ -105,8 +99,15 @@ class PassReport:
     @classmethod
     def of(cls, record: PassRecord) -> PassReport:
         """The pass manager's record of it."""
-        values = {item.name: getattr(record, item.name) for item in dataclasses.fields(record)}
+        values = {item.name: getattr(record, item.name) for item in dataclasses.fields(cls)}
         return cls(**{**values, "numerics": record.numerics.name.lower()})
+
+    def skipped(self) -> list[Skipped]:
+        """What this pass was not allowed to do, or left alone although it was asked to do it."""
+        own = [Skipped(self.text, f"{self.status}: {self.reason}")] if self.status in ("rolled back", "skipped") else []
+        return own + [
+            Skipped(f"{self.name}: {remark.what}", remark.reason) for remark in self.remarks if remark.kind == "skipped"
+        ]
 
 
 @dataclass
@@ -170,6 +171,17 @@ class Verification:
     skipped: list[Skipped] = field(default_factory=list)
     reason: str = ""
 
+    def text(self) -> str:
+        """One line on it."""
+        if self.status == "off":
+            return "off"
+        if self.status != "passed":
+            return f"{self.status}: {self.reason}"
+        error = "" if self.worst_error is None else f", worst relative error {self.worst_error:.2g}"
+        allowed = "" if self.tolerance is None else f" (allowed {self.tolerance:.2g})"
+        count = len(self.checked)
+        return f"passed, {count} input set{'s' * (count != 1)}{error}{allowed}"
+
 
 @dataclass
 class Skipped:
@@ -215,6 +227,13 @@ class Latency:
         spreads = (Spread(s.median, s.low, s.high) for s in (before.seconds, after.seconds, after.ratio))
         settled = "" if comparison.stable else ", not settled"
         return cls(True, *spreads, how=f"{how}, {comparison.rounds} rounds in turns{settled}")
+
+    def text(self) -> str:
+        """One line on it."""
+        if not self.measured or self.before is None or self.after is None or self.ratio is None:
+            return f"not measured: {self.reason}" if self.reason else "not measured"
+        faster = f"{1 / self.ratio.median:.2f}x" if self.ratio.median > 0 else "?"
+        return f"{seconds_text(self.before.median)} -> {seconds_text(self.after.median)}, {faster} ({self.how})"
 
 
 @dataclass
@@ -292,9 +311,69 @@ class Report:
     artifact: list[ArtifactFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=lambda: versions())
+    versions: dict[str, str] = field(default_factory=versions)
     seconds: float = 0.0
-    peak_memory: int | None = field(default_factory=lambda: peak_memory())
+    peak_memory: int | None = field(default_factory=peak_memory)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        source: ModelSource,
+        options: Options,
+        target: Target,
+        pipeline: str,
+        original: onnx_ir.Model,
+        result: PipelineResult,
+        verification: Verification,
+    ) -> Report:
+        """The report of a pipeline's run; :meth:`finish` adds what is known only once the artifact is written.
+
+        Args:
+            source: What the caller gave as the model.
+            options: The options in force.
+            target: What the result will run on.
+            pipeline: The pipeline's text.
+            original: The model as it was loaded.
+            result: What the pass manager returned.
+            verification: The numeric check of the result.
+        """
+        passes = [PassReport.of(record) for record in result.records]
+        return cls(
+            model=ModelSummary.of(original, source if isinstance(source, str | os.PathLike) else None),
+            result=ModelSummary.of(result.model),
+            options={item.name: getattr(options, item.name) for item in dataclasses.fields(options)},
+            pipeline=pipeline,
+            target=target.name,
+            backend=options.backend,
+            passes=passes,
+            near_misses=[NearMiss.of(miss) for misses in result.misses.values() for miss in misses],
+            verification=verification,
+            skipped=[skipped for item in passes for skipped in item.skipped()],
+        )
+
+    def finish(self, artifact: Artifact | None, seconds: float) -> None:
+        """Add the files that were written and the wall time of it all."""
+        if artifact is not None:
+            self.artifact = [ArtifactFile.of(file) for file in artifact.files]
+            self.result.path, self.result.digest = self.artifact[0].path, self.artifact[0].digest
+            self.notes.extend(artifact.notes)
+        self.seconds = seconds
+        self.peak_memory = peak_memory()
+
+    def summary(self) -> str:
+        """What matters most, in a few lines of plain text."""
+        lines = [
+            f"nodes {self.model.nodes} -> {self.result.nodes}, "
+            f"weights {size_text(self.model.weight_bytes)} -> {size_text(self.result.weight_bytes)}",
+            f"verification: {self.verification.text()}",
+            f"latency: {self.latency.text()}",
+        ]
+        lines += [f"kept: {decision.what}: {decision.reason}" for decision in self.decisions if decision.kept]
+        lines += [f"skipped: {item.what}: {item.reason}" for item in self.skipped]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"wrote {file.path} ({size_text(file.bytes)})" for file in self.artifact]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: dicts, lists, strings, numbers, booleans and None."""
@@ -303,34 +382,6 @@ class Report:
     def to_json(self) -> str:
         """The JSON form; a number that is not finite is written as null."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """``sha256:<hex>`` of a file's contents."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def versions(packages: Iterable[str] = _VERSIONED) -> dict[str, str]:
-    """Versions of Python and of those of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def peak_memory() -> int | None:
-    """The largest resident size that this process has had, in bytes; None where the system does not tell."""
-    if resource is None:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _plain(value: Any) -> Any:
