@@ -210,6 +210,20 @@ class Facts:
         finally:
             self._opsets = before
 
+    def assume(self, value: onnx_ir.Value, like: onnx_ir.Value) -> None:
+        """Learns that ``value`` computes what ``like`` computes, as in a replacement of the one by the other."""
+        known, new = self.fact(like), self.fact(value)
+        self._facts[value] = Fact(
+            known.dtype if known.dtype is not None else new.dtype,
+            known.shape if known.shape is not None else new.shape,
+            known.elements if known.elements is not None else new.elements,
+            known.items if known.items is not None else new.items,
+        )
+
+    def opset(self, domain: str = "") -> int:
+        """The version of a domain that the main graph imports; 0 if it imports none."""
+        return self._root.opset_imports.get(domain, 0)
+
     def forget(self, value: onnx_ir.Value) -> None:
         """Drops what is known of a value that is gone (and the references to it)."""
         self._facts.pop(value, None)
