@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+
 from optc.ir.facts import Facts
 from optc.ir.pattern import COMMUTATIVE, Const, Named, OneOf, Op, Pattern, Product, Sum, Through, Var, _Flat, split_op
 from optc.ir.rewriter import users
@@ -289,9 +290,9 @@ class _Attempt:
         self._leave(node, entered)
 
     def _plausible(self, pattern: _Flat, terms: Sequence[Pattern], value: onnx_ir.Value) -> bool:
-        """A cheap look before a split is tried: several terms need a node that joins them."""
+        """A cheap look before a split is tried, so that what is hopeless neither costs time nor hides the near miss."""
         if len(terms) == 1:
-            return True
+            return not isinstance(terms[0], Const) or self.facts.is_const(value)
         node = value.producer()
         return node is not None and (node.domain, node.op_type) in pattern.roots
 
