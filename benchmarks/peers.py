@@ -154,14 +154,14 @@ def table(rows: list[Row]) -> str:
 def document(tables: dict[str, str], options: argparse.Namespace) -> str:
     """The stored form: what was measured, where, when, with what, and the command that repeats it."""
     known = machine.describe()
-    packages = {name: version for python in options.versions.values() for name, version in python.items()}
+    packages = sorted({pair for found in options.versions.values() for pair in found.items()})
     inputs = ", ".join(f"{name}={size}" for name, size in options.dims.items()) or "1 for leading dims, 64 for others"
     lines = [
         f"# Peers: {options.store}",
         "",
         f"- date: {datetime.now(UTC):%Y-%m-%d}",
         f"- machine: {known['cpu']}, {known['cores']} cores, {known['memory']}, {known['flags']}; {known['system']}",
-        f"- versions: Python {known['python']}, " + ", ".join(f"{name} {packages[name]}" for name in sorted(packages)),
+        f"- versions: Python {known['python']}, " + ", ".join(map(" ".join, packages)),
         f"- command: `{shlex.join(['python', 'benchmarks/peers.py', *options.told])}`",
         f"- optc options: `{options.optc_options}`; dynamic dims: {inputs}; threads: {options.threads or 'all cores'}",
         "",

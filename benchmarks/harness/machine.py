@@ -46,7 +46,7 @@ def describe() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else str(os.cpu_count()),
         "flags": " ".join(flag for flag in CPU_FLAGS if flag in flags) or "none of note",
         "memory": f"{memory:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
 
