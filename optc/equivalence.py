@@ -1,0 +1,262 @@
+"""Whether a rewritten model computes what the original computes, checked by running both.
+
+A :class:`Reference` runs the original once, at several sizes, and then judges any number of candidates. It says
+"verified" only of what really ran and was compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir
+
+from optc.backends.base import Runner, ValueSpec
+from optc.backends.ort import Session
+from optc.input_roles import input_roles
+from optc.inputs import Bindings, dimension_bindings, draw_inputs, fallback_bindings, input_specs
+from optc.ir.errors import OptcError
+from optc.numeric import Comparison, OutputDiff, Tolerance, coarsest_float, compare_outputs, tolerance
+from optc.passes.base import Numerics
+from optc.randomness import random_outputs
+from optc.samples import check_sample
+
+State = Literal["verified", "failed", "unverified"]
+#: How many bindings of :func:`~optc.inputs.fallback_bindings` are tried, and how many must have run to stop.
+_TRIES, _ENOUGH = 16, 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the original.
+
+    Attributes:
+        label: What distinguishes it, for people: the bindings or the number of the sample.
+        feeds: The inputs.
+        outputs: What the original made of them.
+    """
+
+    label: str
+    feeds: Mapping[str, np.ndarray]
+    outputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that the original itself cannot run."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison, or why it could not be made although the original ran."""
+
+    label: str
+    comparison: Comparison | None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the candidate ran and every output is within its tolerance."""
+        return self.comparison is not None and self.comparison.ok
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known about a candidate.
+
+    Attributes:
+        state: "verified" if every check passed and something was compared; "failed" if the candidate differs, or
+            fails where the original ran; "unverified" if nothing could be compared.
+        checks: What ran, in order.
+        skipped: Inputs that the original cannot run.
+        incomparable: Outputs that depend on random numbers: only shape and type were compared.
+        reason: Why it failed or could not be verified; None when verified.
+    """
+
+    state: State
+    checks: tuple[Check, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    incomparable: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the candidate was verified."""
+        return self.state == "verified"
+
+    @property
+    def worst(self) -> OutputDiff | None:
+        """The output farthest off in any check."""
+        found = [check.comparison.worst for check in self.checks if check.comparison and check.comparison.worst]
+        return max(found, key=lambda diff: (not diff.ok, diff.rel_l2), default=None)
+
+    @property
+    def rel_l2(self) -> float | None:
+        """The largest relative L2 error of any output in any check; None when nothing was compared."""
+        return self.worst.rel_l2 if self.worst else None
+
+    def __str__(self) -> str:
+        if self.state == "verified":
+            text = f"verified at {', '.join(check.label for check in self.checks)}"
+            text += f"; largest relative L2 error {self.rel_l2:.2g}" + (f" ({self.worst.name})" if self.worst else "")
+        else:
+            text = f"{'wrong' if self.state == 'failed' else 'could not verify'}: {self.reason}"
+        if self.incomparable:
+            text += f"; random, so only shape and type were compared: {', '.join(self.incomparable)}"
+        if self.skipped and self.checks:
+            text += f"; the original itself does not run at {', '.join(skip.label for skip in self.skipped)}"
+        return text
+
+
+def open_plain(model: onnx_ir.Model) -> Runner:
+    """Open a model so that nothing but what is written in it is computed: ONNX Runtime without its own rewrites."""
+    return Session(model, optimization="off")
+
+
+class Reference:
+    """The original's outputs at several inputs, to judge candidates by.
+
+    Args:
+        model: The original; it is not kept.
+        samples: Inputs to use; None draws them from the model's signature.
+        sizes: How many bindings of the symbolic dims to try when drawing.
+        seed: Seed of the drawn values.
+        open: Opens a model for running.
+    """
+
+    def __init__(
+        self,
+        model: onnx_ir.Model,
+        *,
+        samples: Sequence[Mapping[str, np.ndarray]] | None = None,
+        sizes: int = 4,
+        seed: int = 0,
+        open: Callable[[onnx_ir.Model], Runner] = open_plain,
+    ) -> None:
+        self._open = open
+        self._inputs = input_specs(model)
+        self._outputs = tuple(ValueSpec.of(value) for value in model.graph.outputs)
+        self._random = random_outputs(model)
+        self._dtype = coarsest_float(model)
+        self._quantized = any(
+            "Quantize" in node.op_type or node.op_type.startswith("QLinear")
+            for graph in model.graphs()
+            for node in graph
+        )
+        self.runs: list[Run] = []
+        self.skipped: list[Skipped] = []
+        self.trouble: str | None = None
+        try:
+            runner = open(model)
+        except OptcError as error:
+            self.trouble = f"the original cannot be opened: {error.what}"
+            return
+        if samples is not None:
+            for index, sample in enumerate(samples):
+                self._run(runner, f"sample {index}", check_sample(sample, self._inputs, f"sample {index}"))
+        else:
+            self._draw(runner, model, sizes, seed)
+        if not self.runs:
+            reasons = "; ".join(dict.fromkeys(skip.reason for skip in self.skipped[:3]))
+            self.trouble = f"the original runs at none of the inputs tried: {reasons}"
+
+    def check(self, candidate: onnx_ir.Model | Runner, limits: Tolerance | Numerics = Numerics.ROUNDING) -> Verdict:
+        """Judge a candidate.
+
+        Args:
+            candidate: A model, or a runner of one.
+            limits: How far it may lie off. A class of numerics means the tolerance for that class and the coarsest
+                float type that the original computes in.
+        """
+        if self.trouble is not None:
+            return self._verdict("unverified", reason=self.trouble)
+        if isinstance(limits, Numerics):
+            limits = tolerance(limits, self._dtype, quantized=self._quantized)
+        try:
+            runner = self._open(candidate) if isinstance(candidate, onnx_ir.Model) else candidate
+        except OptcError as error:
+            return self._verdict("failed", reason=f"it cannot be opened: {error}")
+        problem = self._interface_problem(runner)
+        if problem is not None:
+            return self._verdict("failed", reason=problem)
+        checks = tuple(self._check(runner, run, limits) for run in self.runs)
+        bad = next((check for check in checks if not check.ok), None)
+        if bad is not None:
+            return self._verdict("failed", checks, f"at {bad.label}: {_reason(bad)}")
+        if not any(check.comparison.compared for check in checks if check.comparison):
+            reason = "no output holds a finite number that does not depend on random numbers"
+            return self._verdict("unverified", checks, reason)
+        return self._verdict("verified", checks)
+
+    def _verdict(self, state: State, checks: tuple[Check, ...] = (), reason: str | None = None) -> Verdict:
+        return Verdict(state, checks, tuple(self.skipped), tuple(sorted(self._random)), reason)
+
+    def _check(self, runner: Runner, run: Run, limits: Tolerance) -> Check:
+        try:
+            outputs = runner.run(run.feeds)
+        except OptcError as error:
+            return Check(run.label, None, f"it fails where the original runs: {error}")
+        return Check(run.label, compare_outputs(run.outputs, outputs, limits, self._random))
+
+    def _interface_problem(self, runner: Runner) -> str | None:
+        for what, wanted, there in (("input", self._inputs, runner.inputs), ("output", self._outputs, runner.outputs)):
+            names, others = [spec.name for spec in wanted], [spec.name for spec in there]
+            if names != others:
+                return f"its {what}s are {', '.join(others)} instead of {', '.join(names)}"
+            types = {spec.name: spec for spec in there}
+            for spec in wanted:
+                if spec.dtype is not None and types[spec.name].dtype not in (spec.dtype, None):
+                    return f"{what} '{spec.name}' has become {types[spec.name]} instead of {spec}"
+        return None
+
+    def _draw(self, runner: Runner, model: onnx_ir.Model, sizes: int, seed: int) -> None:
+        roles = input_roles(model)
+
+        def attempt(bindings: Bindings) -> bool:
+            label = _label(bindings)
+            try:
+                feeds = draw_inputs(model, bindings, seed, roles)
+            except OptcError as error:
+                self.skipped.append(Skipped(label, error.what))
+                return False
+            return self._run(runner, label, feeds)
+
+        varied = 0
+        for bindings in dimension_bindings(model, sizes):
+            ran = attempt(bindings)
+            varied += ran and (not bindings or max(bindings.values()) > 1)
+        if varied == 0:
+            self._draw_larger(attempt, fallback_bindings(model))
+
+    @staticmethod
+    def _draw_larger(attempt: Callable[[Bindings], bool], candidates: Iterable[Bindings]) -> None:
+        ran = 0
+        for tried, bindings in enumerate(candidates):
+            if ran >= _ENOUGH or tried >= _TRIES:
+                return
+            ran += attempt(bindings)
+
+    def _run(self, runner: Runner, label: str, feeds: Mapping[str, np.ndarray]) -> bool:
+        try:
+            outputs = runner.run(feeds)
+        except OptcError as error:
+            self.skipped.append(Skipped(label, error.what))
+            return False
+        self.runs.append(Run(label, feeds, outputs))
+        return True
+
+
+def _label(bindings: Bindings) -> str:
+    return "{" + ", ".join(f"{name}={size}" for name, size in bindings.items()) + "}" if bindings else "fixed dims"
+
+
+def _reason(check: Check) -> str:
+    if check.comparison is None:
+        return check.error or "it fails"
+    worst = check.comparison.worst
+    return f"output '{worst.name}': {worst.problem}" if worst else "it differs"
