@@ -18,15 +18,19 @@ import onnxruntime
 HERE = Path(__file__).resolve().parent
 
 
-def accuracy(outputs: Mapping[str, np.ndarray] | np.ndarray, labels: np.ndarray) -> float:
+Arrays = Mapping[str, np.ndarray] | np.ndarray
+
+
+def accuracy(outputs: Arrays, labels: Arrays) -> float:
     """Fraction of rows whose largest logit is at the label.
 
     Args:
-        outputs: ``logits`` [n, classes], as an array or in a mapping of output names to arrays.
-        labels: [n] integers.
+        outputs: ``logits`` [n, classes], as an array or in a mapping by that name.
+        labels: ``label`` [n] integers, likewise.
     """
     logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs
-    return float((np.asarray(logits).argmax(axis=-1) == labels).mean())
+    label = labels["label"] if isinstance(labels, Mapping) else labels
+    return float((np.asarray(logits).argmax(axis=-1) == label).mean())
 
 
 def predict(model: str | Path, images: np.ndarray, batch: int = 60) -> np.ndarray:

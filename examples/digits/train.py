@@ -4,8 +4,8 @@
     python train.py [--only cnn|vit] [--out FOLDER]
 
 Writes cnn.onnx (TorchScript-based exporter, batch normalization kept as its own nodes), vit.onnx
-(torch.export-based exporter, nothing optimized), calib.npz (``image`` from the training split) and test.npz
-(``image`` and ``label``, never seen in training). Seeds are fixed and one thread is used, so one machine with one
+(torch.export-based exporter, nothing optimized), calib.npz (``image`` from the training split), calib_labelled.npz (the
+same with ``label``) and test.npz (``image`` and ``label``, never seen in training). Seeds are fixed and one thread is used, so one machine with one
 version of torch gives the same files again; other machines may differ in the last digits.
 """
 
@@ -114,7 +114,9 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     train_images, test_images, train_labels, test_labels = digits()
-    np.savez_compressed(args.out / "calib.npz", image=train_images[:CALIBRATION_IMAGES])
+    some = slice(CALIBRATION_IMAGES)
+    np.savez_compressed(args.out / "calib.npz", image=train_images[some])
+    np.savez_compressed(args.out / "calib_labelled.npz", image=train_images[some], label=train_labels[some])
     np.savez_compressed(args.out / "test.npz", image=test_images, label=test_labels)
     for name in [args.only] if args.only else MODELS:
         model = train(name, torch.from_numpy(train_images), torch.from_numpy(train_labels))
