@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+
+from optc.ir.cloning import Cloner
 from optc.ir.errors import PassError
 from optc.ir.rewriter import Rewriter
 
@@ -63,21 +65,31 @@ def outline(
 
 
 def inline(rewriter: Rewriter, call: onnx_ir.Node, rule: str = "inline") -> list[onnx_ir.Node]:
-    """Replace a call of a model-local function by the function's body; the inserted nodes are returned."""
+    """Replace a call of a model-local function by the function's body; the inserted nodes are returned.
+
+    The function's parameters take the call's attributes, or their defaults, at any depth of sub-graphs. The call may
+    leave out trailing inputs and outputs. It is up to the caller that the function's opset imports mean the same in the
+    model.
+
+    Raises:
+        PassError: The call uses an output that is one of the inputs which it leaves out.
+    """
     function = rewriter.model.functions[call.op_identifier()]
     mapping: dict[onnx_ir.Value, onnx_ir.Value | None] = {
         formal: call.inputs[index] if index < len(call.inputs) else None for index, formal in enumerate(function.inputs)
     }
+    defaults = {name: attr for name, attr in function.attributes.items() if attr.value is not None}
+    cloner = Cloner(rewriter, mapping, {**defaults, **call.attributes})
     inserted = []
     with rewriter.at(call, rule):
         for domain, version in function.opset_imports.items():
             rewriter.import_opset(domain, version)
         for node in function:
-            clone = _clone(node, mapping, rewriter)
-            rewriter.insert(clone)
-            inserted.append(clone)
+            inserted.append(rewriter.insert(cloner.node(node)))
         for old, formal in zip(call.outputs, function.outputs, strict=False):
-            new = mapping[formal]
+            if not (old.uses() or old.is_graph_output()):
+                continue
+            new = cloner.value(formal)
             if new is None:
                 raise PassError(f"function {function.name!r} returns an input that the call leaves out")
             rewriter.facts.assume(new, like=old)
@@ -88,19 +100,22 @@ def inline(rewriter: Rewriter, call: onnx_ir.Node, rule: str = "inline") -> list
 
 def drop_unused_functions(model: onnx_ir.Model) -> int:
     """Remove functions that nothing calls any more, and opset imports of the fused domain; how many went."""
-    dropped = 0
-    while True:
-        called = {node.op_identifier() for graph in model.graphs() for node in graph}
-        unused = [key for key in model.functions if key not in called]
-        if not unused:
-            break
-        for key in unused:
-            del model.functions[key]
-        dropped += len(unused)
-    used = {node.domain for graph in model.graphs() for node in graph}
+    called: set[onnx_ir.OperatorIdentifier] = set()
+    pending: list[Iterable[onnx_ir.Node]] = [model.graph.all_nodes()]
+    used = set()
+    while pending:
+        for node in pending.pop():
+            used.add(node.domain)
+            key = node.op_identifier()
+            if key in model.functions and key not in called:
+                called.add(key)
+                pending.append(model.functions[key].all_nodes())
+    unused = [key for key in model.functions if key not in called]
+    for key in unused:
+        del model.functions[key]
     if FUSED_DOMAIN not in used:
         model.graph.opset_imports.pop(FUSED_DOMAIN, None)
-    return dropped
+    return len(unused)
 
 
 def _in_order(nodes: Iterable[onnx_ir.Node]) -> list[onnx_ir.Node]:
@@ -199,19 +214,3 @@ def _inner_constant(
     digest.update(repr((array.dtype.name, array.shape)).encode() + array.tobytes())
     body.append(node)
     return node.outputs[0]
-
-
-def _clone(node: onnx_ir.Node, mapping: dict[onnx_ir.Value, onnx_ir.Value | None], rewriter: Rewriter) -> onnx_ir.Node:
-    clone = onnx_ir.Node(
-        node.domain,
-        node.op_type,
-        [None if v is None else mapping[v] for v in node.inputs],
-        list(node.attributes.values()),
-        overload=node.overload,
-        num_outputs=len(node.outputs),
-        metadata_props=dict(node.metadata_props),
-    )
-    for old, new in zip(node.outputs, clone.outputs, strict=True):
-        new.name = rewriter.fresh_name(f"{node.op_type.lower()}_out") if old.name else ""
-        mapping[old] = new
-    return clone

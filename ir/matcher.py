@@ -7,7 +7,7 @@ solution of a generator, and bindings made by a failed alternative are undone. A
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -79,8 +79,14 @@ class Match:
         return self.facts.scalar(self.bindings[name])
 
 
-def match(pattern: Pattern, root: onnx_ir.Node, facts: Facts, rule: str = "") -> Match | Miss:
-    """Match a pattern at a node's first output.
+def match(
+    pattern: Pattern,
+    root: onnx_ir.Node,
+    facts: Facts,
+    rule: str = "",
+    refuse: Callable[[Match], str | None] | None = None,
+) -> Match | Miss:
+    """Match a pattern at a node's first output: the first way that fits and that ``refuse`` has no reason against.
 
     Inner values that are also read outside of the match, or are graph outputs, stop the match, unless the pattern
     exports them: a fused op would have to compute them twice.
@@ -88,10 +94,15 @@ def match(pattern: Pattern, root: onnx_ir.Node, facts: Facts, rule: str = "") ->
     attempt = _Attempt(root, facts, rule)
     for _ in attempt.value(pattern, root.outputs[0]):
         leak = attempt.leak()
-        if leak is None:
-            found = attempt.found
-            return Match(root, facts, dict(found.bindings), list(found.nodes), list(found.exported))
-        attempt.fail(leak[0], "a value that only the pattern uses", leak[1], bonus=1)
+        if leak is not None:
+            attempt.fail(leak[0], "a value that only the pattern uses", leak[1], bonus=1)
+            continue
+        found = attempt.found
+        fit = Match(root, facts, dict(found.bindings), list(found.nodes), list(found.exported))
+        reason = refuse(fit) if refuse is not None else None
+        if reason is None:
+            return fit
+        attempt.fail(label(root), reason, "otherwise", bonus=1)
     return attempt.miss
 
 
@@ -114,6 +125,8 @@ class _Attempt:
         inside = set(self.found.nodes)
         kept = {self.found.root.outputs[0], *self.found.exported}
         for node in self.found.nodes:
+            if node.graph is not self.found.root.graph:
+                return label(node), "it lies in an outer graph"
             for value in node.outputs:
                 if value in kept:
                     continue

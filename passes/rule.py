@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import onnx_ir
+
 from optc.ir.functions import outline
 from optc.ir.matcher import Match, Miss, match
 from optc.ir.pattern import Pattern, build_pattern, split_op
@@ -68,12 +69,9 @@ class PatternRule:
         return function
 
     def apply(self, rewriter: Rewriter, node: onnx_ir.Node) -> Miss | bool | None:
-        found = match(self.pattern, node, rewriter.facts, self.name)
+        found = match(self.pattern, node, rewriter.facts, self.name, self.checker)
         if isinstance(found, Miss):
             return found if found.matched > 0 else None
-        reason = self.checker(found) if self.checker else None
-        if reason is not None:
-            return Miss(self.name, label(node), label(node), reason, "otherwise", len(found.nodes) + 1)
         with rewriter.at(node, self.name, found.nodes):
             return self._rewrite(rewriter, found)
 
@@ -108,17 +106,12 @@ class FusionRule(PatternRule):
     same_shape_as: str | None = None
 
     def apply(self, rewriter: Rewriter, node: onnx_ir.Node) -> Miss | bool | None:
-        found = match(self.pattern, node, rewriter.facts, self.name)
+        found = match(self.pattern, node, rewriter.facts, self.name, self._refuse)
         if isinstance(found, Miss):
             return found if found.matched > 0 else None
-        attributes = self.attributes(found) if self.attributes else {}
-        reason = (
-            attributes
-            if isinstance(attributes, str)
-            else self._shape_problem(found) or (self.checker(found) if self.checker else None)
-        )
-        if reason is not None or isinstance(attributes, str):
-            return Miss(self.name, label(node), label(node), str(reason), "otherwise", len(found.nodes) + 1)
+        attributes = self._attributes(found)
+        if isinstance(attributes, str):
+            raise TypeError(f"the attributes function of {self.name} changed its mind: {attributes}")
         outputs = [found.output, *(found.get(n) for n in self.exports if _used_outside(found.get(n), found.nodes))]
         inputs: list[onnx_ir.Value | None] = [found.get(name) for name in self.inputs]
         while inputs and inputs[-1] is None:
@@ -126,6 +119,15 @@ class FusionRule(PatternRule):
         with rewriter.at(node, self.name, found.nodes):
             outline(rewriter, self.op, inputs, outputs, found.nodes, attributes)
         return True
+
+    def _attributes(self, found: Match) -> dict[str, Any] | str:
+        return self.attributes(found) if self.attributes else {}
+
+    def _refuse(self, found: Match) -> str | None:
+        attributes = self._attributes(found)
+        if isinstance(attributes, str):
+            return attributes
+        return self._shape_problem(found) or (self.checker(found) if self.checker else None)
 
     def _shape_problem(self, found: Match) -> str | None:
         if self.same_shape_as is None:
