@@ -5,8 +5,8 @@
 
 Writes cnn.onnx (TorchScript-based exporter, batch normalization kept as its own nodes), vit.onnx
 (torch.export-based exporter, nothing optimized), calib.npz (``image`` from the training split), calib_labelled.npz (the
-same with ``label``) and test.npz (``image`` and ``label``, never seen in training). Seeds are fixed and one thread is used, so one machine with one
-version of torch gives the same files again; other machines may differ in the last digits.
+same with ``label``) and test.npz (``image`` and ``label``, never seen in training). Seeds are fixed and one thread is
+used, so one machine with one version of torch gives the same files again; other machines may differ in the last digits.
 """
 
 from __future__ import annotations
