@@ -17,11 +17,19 @@ BUILTIN: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a named thing comes from."""
+    """Where a named thing comes from.
+
+    Attributes:
+        name: Its name.
+        location: "module:attribute".
+        owner: The package that brings it.
+        adapter: "module:function" of what makes the thing of (name, the object at ``location``); empty for nothing.
+    """
 
     name: str
     location: str
     owner: str = "optc"
+    adapter: str = ""
 
     def load(self) -> Any:
         """Import it.
@@ -29,9 +37,9 @@ class Entry:
         Raises:
             UsageError: The module or the name in it is not there, or importing it fails.
         """
-        module, _, attribute = self.location.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            loaded = _imported(self.location)
+            return _imported(self.adapter)(self.name, loaded) if self.adapter else loaded
         except Exception as error:  # a plugin may fail in any way; it must not take optc down
             raise UsageError(
                 f"{self.name!r} of {self.owner} cannot be loaded from {self.location}: {type(error).__name__}: {error}",
@@ -46,8 +54,8 @@ class Registry:
         self.kind = kind
         self._entries = {name: Entry(name, location) for name, location in entries.items()}
 
-    def add(self, name: str, location: str, owner: str) -> None:
-        """Register one more.
+    def add(self, name: str, location: str, owner: str, adapter: str = "") -> None:
+        """Register one more; arguments as for :class:`Entry`.
 
         Raises:
             UsageError: The name is taken; the message names both owners.
@@ -57,7 +65,7 @@ class Registry:
                 f"{self.kind} {name!r} is registered twice, by {self._entries[name].owner} and by {owner}",
                 hint="uninstall one of the two",
             )
-        self._entries[name] = Entry(name, location, owner)
+        self._entries[name] = Entry(name, location, owner, adapter)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
@@ -76,6 +84,11 @@ class Registry:
                 f"unknown {self.kind} {name!r}", hint=suggestion(name, self._entries, "optc passes lists all passes")
             )
         return self._entries[name].load()
+
+
+def _imported(location: str) -> Any:
+    module, _, attribute = location.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def pass_registry() -> Registry:
