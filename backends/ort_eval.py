@@ -59,9 +59,18 @@ class Evaluator:
         self._threads = threads
 
     def run(
-        self, nodes: Sequence[onnx_ir.Node], feeds: Mapping[onnx_ir.Value, Any], outputs: Sequence[onnx_ir.Value]
+        self,
+        nodes: Sequence[onnx_ir.Node],
+        feeds: Mapping[onnx_ir.Value, Any],
+        outputs: Sequence[onnx_ir.Value],
+        opset_imports: Mapping[str, int] | None = None,
     ) -> list[Any]:
-        """The values of ``outputs``, None for those that cannot be computed; see :meth:`evaluate`."""
+        """The values of ``outputs``, None for those that cannot be computed; see :meth:`evaluate`.
+
+        ``opset_imports`` are those of the nodes' model: sub-graphs do not have any of their own to tell.
+        """
+        if opset_imports is not None:
+            return Evaluator(opset_imports, self._functions, self._threads).run(nodes, feeds, outputs)
         return self.evaluate(nodes, feeds, outputs).values
 
     def evaluate(

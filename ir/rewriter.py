@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir
+
 from optc.ir.errors import PassError
 from optc.ir.facts import Facts
 from optc.ir.verify import subgraphs
@@ -125,8 +126,9 @@ class Rewriter:
         """Make sure that the model, and the function the anchor lies in, import the domain."""
         imports = self.model.graph.opset_imports
         imports.setdefault(domain, version or 1)
-        if self._anchor is not None and isinstance(self._anchor.graph, onnx_ir.Graph):
-            self._anchor.graph.opset_imports.setdefault(domain, imports[domain])
+        graph = self._anchor.graph if self._anchor is not None else None
+        if graph is not None and graph.opset_imports:  # sub-graphs have none of their own
+            graph.opset_imports.setdefault(domain, imports[domain])
 
     def constant(
         self,
@@ -183,6 +185,16 @@ class Rewriter:
                 listener.changed(node)
         return new
 
+    def materialize(self, value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
+        """Replace a value by a constant, which takes over its name where no output or inner scope needs that."""
+        name, at_top = value.name, value.graph is self.model.graph
+        constant = self.constant(tensor, name or "const")
+        new = self.replace(value, constant)
+        if new is constant and at_top and name:
+            value.name = self.fresh_name(f"{name}_replaced")
+            constant.name = name
+        return new
+
     def set_input(self, node: onnx_ir.Node, index: int, value: onnx_ir.Value | None) -> None:
         """Let one input of a node read another value of equal contents."""
         old = node.inputs[index]
@@ -199,6 +211,18 @@ class Rewriter:
             node.attributes.pop(name, None)
         else:
             node.attributes[name] = onnx_ir.convenience.convert_attribute(name, value)
+        self._touch(node)
+
+    def drop_output(self, node: onnx_ir.Node, index: int) -> None:
+        """Leave out an optional output that nobody reads."""
+        value = node.outputs[index]
+        if value.uses() or value.is_graph_output():
+            raise PassError(f"the output {value.name!r} of {node.op_type} is used; it cannot be left out")
+        value.name = ""
+        size = len(node.outputs)
+        while size > 1 and not node.outputs[size - 1].name:
+            size -= 1
+        node.resize_outputs(size)
         self._touch(node)
 
     def erase(self, node: onnx_ir.Node) -> None:
@@ -223,6 +247,10 @@ class Rewriter:
             return
         del graph.initializers[value.name]
         self.changes += 1
+
+    def relearn(self) -> None:
+        """Derive all facts anew: for changes that let more be known of values that lie behind them."""
+        self.facts = Facts(self.model)
 
     def fresh_name(self, base: str) -> str:
         """A value or node name that nothing in the model bears yet."""
