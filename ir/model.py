@@ -14,6 +14,7 @@ import google.protobuf.text_format
 import onnx
 import onnx_ir
 from onnx_ir import external_data, serde
+
 from optc.ir.errors import ModelError
 from optc.ir.verify import verify_structure
 

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir
 from onnx_ir import serde
+
 from optc.ir.errors import OutputError
 from optc.ir.model import external_tensors
 

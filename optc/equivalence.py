@@ -7,7 +7,7 @@ A :class:`Reference` runs the original once, at several sizes, and then judges a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -36,11 +36,13 @@ class Run:
         label: What distinguishes it, for people: the bindings or the number of the sample.
         feeds: The inputs.
         outputs: What the original made of them.
+        bindings: The sizes of the symbolic dims, where they were chosen here.
     """
 
     label: str
     feeds: Mapping[str, np.ndarray]
     outputs: Mapping[str, Any]
+    bindings: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Check:
     label: str
     comparison: Comparison | None
     error: str | None = None
+    bindings: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -126,6 +129,7 @@ class Reference:
         samples: Inputs to use; None draws them from the model's signature.
         sizes: How many bindings of the symbolic dims to try when drawing.
         seed: Seed of the drawn values.
+        fixed: Sizes of dims that are not to be varied.
         open: Opens a model for running.
     """
 
@@ -136,6 +140,7 @@ class Reference:
         samples: Sequence[Mapping[str, np.ndarray]] | None = None,
         sizes: int = 4,
         seed: int = 0,
+        fixed: Mapping[str, int] | None = None,
         open: Callable[[onnx_ir.Model], Runner] = open_plain,
     ) -> None:
         self._open = open
@@ -143,11 +148,7 @@ class Reference:
         self._outputs = tuple(ValueSpec.of(value) for value in model.graph.outputs)
         self._random = random_outputs(model)
         self._dtype = coarsest_float(model)
-        self._quantized = any(
-            "Quantize" in node.op_type or node.op_type.startswith("QLinear")
-            for graph in model.graphs()
-            for node in graph
-        )
+        self._quantized = _quantizes(model)
         self.runs: list[Run] = []
         self.skipped: list[Skipped] = []
         self.trouble: str | None = None
@@ -160,7 +161,7 @@ class Reference:
             for index, sample in enumerate(samples):
                 self._run(runner, f"sample {index}", check_sample(sample, self._inputs, f"sample {index}"))
         else:
-            self._draw(runner, model, sizes, seed)
+            self._draw(runner, model, sizes, seed, fixed or {})
         if not self.runs:
             reasons = "; ".join(dict.fromkeys(skip.reason for skip in self.skipped[:3]))
             self.trouble = f"the original runs at none of the inputs tried: {reasons}"
@@ -200,8 +201,8 @@ class Reference:
         try:
             outputs = runner.run(run.feeds)
         except OptcError as error:
-            return Check(run.label, None, f"it fails where the original runs: {error}")
-        return Check(run.label, compare_outputs(run.outputs, outputs, limits, self._random))
+            return Check(run.label, None, f"it fails where the original runs: {error}", run.bindings)
+        return Check(run.label, compare_outputs(run.outputs, outputs, limits, self._random), None, run.bindings)
 
     def _interface_problem(self, runner: Runner) -> str | None:
         for what, wanted, there in (("input", self._inputs, runner.inputs), ("output", self._outputs, runner.outputs)):
@@ -214,17 +215,22 @@ class Reference:
                     return f"{what} '{spec.name}' has become {types[spec.name]} instead of {spec}"
         return None
 
-    def _draw(self, runner: Runner, model: onnx_ir.Model, sizes: int, seed: int) -> None:
+    def _draw(self, runner: Runner, model: onnx_ir.Model, sizes: int, seed: int, fixed: Mapping[str, int]) -> None:
         roles = input_roles(model)
+        tried: set[str] = set()
 
         def attempt(bindings: Bindings) -> bool:
+            bindings = {**bindings, **{name: size for name, size in fixed.items() if name in bindings}}
             label = _label(bindings)
+            if label in tried:
+                return False
+            tried.add(label)
             try:
                 feeds = draw_inputs(model, bindings, seed, roles)
             except OptcError as error:
                 self.skipped.append(Skipped(label, error.what))
                 return False
-            return self._run(runner, label, feeds)
+            return self._run(runner, label, feeds, bindings)
 
         varied = 0
         for bindings in dimension_bindings(model, sizes):
@@ -241,13 +247,15 @@ class Reference:
                 return
             ran += attempt(bindings)
 
-    def _run(self, runner: Runner, label: str, feeds: Mapping[str, np.ndarray]) -> bool:
+    def _run(
+        self, runner: Runner, label: str, feeds: Mapping[str, np.ndarray], bindings: Mapping[str, int] | None = None
+    ) -> bool:
         try:
             outputs = runner.run(feeds)
         except OptcError as error:
             self.skipped.append(Skipped(label, error.what))
             return False
-        self.runs.append(Run(label, feeds, outputs))
+        self.runs.append(Run(label, feeds, outputs, dict(bindings or {})))
         return True
 
 
@@ -260,3 +268,8 @@ def _reason(check: Check) -> str:
         return check.error or "it fails"
     worst = check.comparison.worst
     return f"output '{worst.name}': {worst.problem}" if worst else "it differs"
+
+
+def _quantizes(model: onnx_ir.Model) -> bool:
+    nodes = (node for graph in model.graphs() for node in graph)
+    return any("Quantize" in node.op_type or node.op_type.startswith("QLinear") for node in nodes)

@@ -79,6 +79,17 @@ def dimension_bindings(model: onnx_ir.Model, n: int = 4) -> list[Bindings]:
     return list(itertools.islice(_distinct(candidates), n))
 
 
+def usual_bindings(model: onnx_ir.Model, sizes: Mapping[str, int]) -> Bindings:
+    """A value per symbolic dim by what it means.
+
+    Args:
+        model: The model.
+        sizes: Sizes for "batch", "sequence", "past", "space" (pixels), "channel" and "other"; some may be left out.
+    """
+    usual = {**_TYPICAL_SIZE, **sizes}
+    return {name: usual[_meaning(name, place)] for name, place in _symbol_places(input_specs(model)).items()}
+
+
 def fallback_bindings(model: onnx_ir.Model) -> Iterator[Bindings]:
     """More values for models that run at none of :func:`dimension_bindings`, most likely first.
 

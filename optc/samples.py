@@ -52,6 +52,27 @@ def load_samples(path: str | Path, specs: Sequence[ValueSpec]) -> list[Sample]:
     return [check_sample(sample, specs, f"{path}, sample {index}") for index, sample in enumerate(samples)]
 
 
+def load_labelled(
+    path: str | Path, specs: Sequence[ValueSpec], *, labels: bool = True
+) -> tuple[list[Sample], dict[str, np.ndarray]]:
+    """Read samples, and with ``labels`` take the arrays of a file that are no inputs as labels.
+
+    Raises:
+        DataError: As for :func:`load_samples`; a folder has no labels.
+    """
+    path = Path(path)
+    if not labels or path.is_dir():
+        return load_samples(path, specs), {}
+    names = {spec.name for spec in specs}
+    arrays = _read(path)
+    inputs = {key: array for key, array in arrays.items() if key in names or key.rpartition(".")[0] in names}
+    samples = _cut(inputs, specs, str(path))
+    if not samples:
+        raise DataError("the file holds no samples", where=str(path))
+    checked = [check_sample(sample, specs, f"{path}, sample {index}") for index, sample in enumerate(samples)]
+    return checked, {key: array for key, array in arrays.items() if key not in inputs}
+
+
 def check_sample(sample: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], where: str | None = None) -> Sample:
     """The sample with every array converted to its input's element type where that loses nothing but precision.
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir
+
 from optc.ir.matcher import Miss
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import Target
@@ -27,7 +28,11 @@ class Evaluator(Protocol):
     """Computes constant nodes with the kernels that the model will run with; None for what it cannot compute."""
 
     def run(
-        self, nodes: Sequence[onnx_ir.Node], feeds: Mapping[onnx_ir.Value, np.ndarray], outputs: Sequence[onnx_ir.Value]
+        self,
+        nodes: Sequence[onnx_ir.Node],
+        feeds: Mapping[onnx_ir.Value, np.ndarray],
+        outputs: Sequence[onnx_ir.Value],
+        opset_imports: Mapping[str, int] | None = None,
     ) -> list[np.ndarray | None]: ...
 
 
@@ -41,6 +46,29 @@ class Remark:
 
 
 @dataclass
+class Decision:
+    """A lossy change that was proposed, and whether it was kept.
+
+    Attributes:
+        what: The technique ("dynamic-int8").
+        where: Names of the nodes concerned.
+        kept: Whether it is in the result.
+        reason: Why it was kept or refused.
+        error: The outputs' relative L2 error with it, measured; None if it was refused before that.
+        speedup: Time without it over time with it; None if it was not timed.
+        bytes_saved: How much smaller it makes the weights.
+    """
+
+    what: str
+    where: list[str]
+    kept: bool
+    reason: str
+    error: float | None = None
+    speedup: float | None = None
+    bytes_saved: int | None = None
+
+
+@dataclass
 class PassContext:
     """What a pass works on and may use. What comes from outside of the graph is handed in, never looked up.
 
@@ -51,6 +79,7 @@ class PassContext:
         hits: How often each rule fired.
         misses: The nearest miss of each rule, for every root where it got beyond its root.
         remarks: What to tell the user.
+        decisions: What lossy passes kept and refused.
     """
 
     rewriter: Rewriter
@@ -59,6 +88,7 @@ class PassContext:
     hits: dict[str, int] = field(default_factory=dict)
     misses: dict[str, list[Miss]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     @property
     def model(self) -> onnx_ir.Model:
@@ -75,6 +105,10 @@ class PassContext:
     def remark(self, kind: str, what: str, reason: str = "") -> None:
         """Tell the user what was done or left alone."""
         self.remarks.append(Remark(kind, what, reason))
+
+    def decide(self, decision: Decision) -> None:
+        """Record a lossy change that was kept or refused."""
+        self.decisions.append(decision)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 import onnx_ir
+
 from optc.ir.matcher import Miss
 from optc.passes.base import PassContext, all_graphs
 from optc.passes.rule import Rule

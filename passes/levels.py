@@ -6,10 +6,6 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 
-from optc.ir.errors import UsageError
-from optc.passes.pipeline import Pipeline, parse_pipeline
-from optc.passes.registry import Registry
-
 
 @dataclass(frozen=True)
 class Level:
@@ -41,15 +37,3 @@ def builtin_levels() -> dict[int, Level]:
         own = tuple((step["run"], step["why"]) for step in entry.get("steps", ()))
         levels[number] = Level(number, entry["promise"], inherited + own)
     return levels
-
-
-def level_pipeline(number: int, registry: Registry) -> Pipeline:
-    """The passes of a level; empty for -O0.
-
-    Raises:
-        UsageError: There is no such level.
-    """
-    levels = builtin_levels()
-    if number not in levels:
-        raise UsageError(f"unknown level -O{number}", hint=f"levels are -O{min(levels)} to -O{max(levels)}")
-    return parse_pipeline(levels[number].text, registry) if levels[number].entries else ()

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir
+
 from optc.ir.errors import OptcError, UsageError
 from optc.ir.matcher import Miss
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import Target, suggestion
 from optc.ir.verify import Interface, verify_structure
-from optc.passes.base import Numerics, Pass, PassContext, Remark
+from optc.passes.base import Decision, Numerics, Pass, PassContext, Remark
 from optc.passes.pipeline import Fixpoint, Pipeline, leaves, print_pass, without
 
 #: A numeric check of a model after a pass of a numerics class: None if it is right, else what is wrong.
@@ -47,6 +48,7 @@ class PassRecord:
     status: str = "unchanged"
     reason: str = ""
     remarks: list[Remark] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
 
 @dataclass
@@ -136,7 +138,7 @@ class _Run:
         if record.runs == 1:
             record.nodes_before = before
         rewriter, changes = self.ctx.rewriter, self.ctx.rewriter.changes
-        self.ctx.hits, self.ctx.remarks = {}, []
+        self.ctx.hits, self.ctx.remarks, self.ctx.decisions = {}, [], []
         start = time.perf_counter()
         try:
             item.run(self.ctx)
@@ -159,6 +161,7 @@ class _Run:
             self._roll_back(record, text, problem)
             return False
         record.remarks.extend(self.ctx.remarks)
+        record.decisions.extend(self.ctx.decisions)
         record.nodes_after = count_nodes(self.ctx.model)
         for rule, count in self.ctx.hits.items():
             record.hits[rule] = record.hits.get(rule, 0) + count

@@ -12,7 +12,9 @@ from optc.ir.targets import suggestion
 from optc.passes.base import Pass
 
 #: Built-in passes: name -> "module:class". A new pass is one more row.
-BUILTIN: dict[str, str] = {}
+BUILTIN: dict[str, str] = {
+    "quantize-dynamic": "optc.passes.compress.quantize_dynamic:QuantizeDynamic",
+}
 
 
 @dataclass(frozen=True)

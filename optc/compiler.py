@@ -1,0 +1,221 @@
+"""The driver: load, rewrite, verify, emit, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+
+from optc.backends import ort_kernels
+from optc.backends.base import Artifact, Backend, Runner
+from optc.backends.ort_eval import Evaluator
+from optc.environment import Environment
+from optc.ir.errors import OptcError, OutputError
+from optc.ir.model import ModelSource, load
+from optc.ir.printer import model_text
+from optc.ir.saving import to_proto
+from optc.ir.targets import Target, find_target
+from optc.measure import Measure
+from optc.options import Options
+from optc.passes.base import Numerics, Pass
+from optc.passes.manager import PassManager, PassRecord, PipelineResult, skip_passes
+from optc.passes.pipeline import Pipeline, leaves, print_pipeline
+from optc.plugins import environment as default_environment
+from optc.progress import Progress, Silent
+from optc.report import Report, Verification
+from optc.verification import Verifier
+
+
+@dataclass
+class Result:
+    """What a compile gives back.
+
+    Attributes:
+        model: The optimized model.
+        report: What was done, what was left alone, and why.
+        artifact: The file that was written; None if no output was asked for.
+    """
+
+    model: onnx_ir.Model
+    report: Report
+    artifact: Path | None
+
+
+def compile(
+    model: ModelSource,
+    *,
+    environment: Environment | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Optimize a model for a target and, with ``output``, write the artifact.
+
+    Args:
+        model: A path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it is not changed.
+        environment: Passes, targets and backends to use; those installed by default.
+        progress: Is told how far the work is.
+        options: See :class:`optc.options.Options`.
+
+    Raises:
+        OptcError: The model, an option or the output is no good; nothing was written then.
+    """
+    return _Compile(Options.of(**options), environment or default_environment(), progress or Silent()).run(model)
+
+
+def optimize(model: ModelSource, **options: Any) -> onnx.ModelProto:
+    """Optimize a model and return it as one self-contained ``onnx.ModelProto``; arguments as for :func:`compile`."""
+    return to_proto(compile(model, **options).model)
+
+
+def open_artifact(path: str | os.PathLike[str], *, environment: Environment | None = None, **options: Any) -> Runner:
+    """Open a model or an artifact that :func:`compile` wrote, ready to run.
+
+    Args:
+        path: The file.
+        environment: Backends to choose from.
+        options: Options of the backend's runner (threads, providers, ...).
+    """
+    path = Path(path)
+    load(path)  # a plain error for what is not a model; weights are not read
+    return (environment or default_environment()).backends.get("onnxruntime").open(path, **options)
+
+
+class _Compile:
+    """One compile."""
+
+    def __init__(self, options: Options, environment: Environment, progress: Progress) -> None:
+        self.options, self.environment, self.progress = options, environment, progress
+        self.target: Target = find_target(options.target, environment.targets)
+        self.backend: Backend = environment.backends.get(options.backend)
+        pipeline = environment.pipeline(options.level, options.passes)
+        self.pipeline: Pipeline = skip_passes(pipeline, list(options.skip))
+        _check_output(options.output)
+
+    def run(self, source: ModelSource) -> Result:
+        start = time.perf_counter()
+        self.progress.start("load")
+        original = load(source)
+        self.progress.finish("load")
+        measure = Measure(original, self.target, self.options)
+        measure.check_data()
+        verifier = Verifier(original, self.options, measure)
+        services = {"evaluator": Evaluator(), "kernels": ort_kernels, "measure": measure, "progress": self.progress}
+        result, verification = self._passes(original, verifier, services)
+        report = Report.of(
+            source=source,
+            options=self.options,
+            target=self.target,
+            pipeline=print_pipeline(self.pipeline),
+            original=original,
+            result=result,
+            verification=verification,
+        )
+        artifact = self._emit(result.model) if self.options.output is not None else None
+        if self.options.measure:
+            self.progress.start("measure")
+            report.latency = measure.latency(result.model)
+            self.progress.finish("measure")
+        report.finish(artifact, time.perf_counter() - start)
+        return Result(result.model, report, artifact.path if artifact else None)
+
+    def _passes(
+        self, original: onnx_ir.Model, verifier: Verifier, services: Mapping[str, Any]
+    ) -> tuple[PipelineResult, Verification]:
+        """Run the pipeline; if the result is wrong, again with a check after every pass that finds the guilty one."""
+        each = self.options.verify == "each"
+        result = self._pipeline(original, services, verifier if each else None)
+        if self.options.verify == "off":
+            return result, Verification("off")
+        verification = self._verify(verifier, result)
+        if verification.status == "failed" and not each:
+            result = self._pipeline(original, services, verifier)
+            verification = self._verify(verifier, result)
+        if verification.status == "failed":
+            # No single pass is to blame, yet the result is wrong: hand the original back and say so.
+            for record in result.records:
+                if record.status == "changed":
+                    record.status = "rolled back"
+                    record.reason = f"the result was wrong as a whole: {verification.reason}"
+            result = PipelineResult(original.clone(), result.records, result.misses)
+            verification = self._verify(verifier, result)
+        return result, verification
+
+    def _verify(self, verifier: Verifier, result: PipelineResult) -> Verification:
+        self.progress.start("verify")
+        verification = verifier.verify(result.model, result.numerics)
+        self.progress.finish("verify")
+        return verification
+
+    def _pipeline(
+        self, original: onnx_ir.Model, services: Mapping[str, Any], verifier: Verifier | None
+    ) -> PipelineResult:
+        stage = "passes"
+
+        def before(item: Pass) -> None:
+            self.progress.advance(stage, 1, item.name)
+
+        def check(model: onnx_ir.Model, numerics: Numerics) -> str | None:
+            verification = verifier.verify(model, numerics) if verifier is not None else None
+            return verification.reason if verification is not None and verification.status == "failed" else None
+
+        dumps = _Dumps(self.options.dump_dir)
+        manager = PassManager(
+            self.target,
+            services,
+            check=check if verifier is not None else None,
+            before=before,
+            after=dumps,
+            strict=self.options.strict,
+        )
+        self.progress.start(stage, len(list(leaves(self.pipeline))))
+        result = manager.run(original.clone(), self.pipeline)
+        self.progress.finish(stage)
+        return result
+
+    def _emit(self, model: onnx_ir.Model) -> Artifact:
+        assert self.options.output is not None
+        self.progress.start("emit")
+        artifact = self.backend.emit(model, self.target, self.options.output)
+        self.progress.finish("emit")
+        return artifact
+
+
+class _Dumps:
+    """Writes the graph as text after every pass that changed it (``--print-after-all``)."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.count, self.changes = folder, 0, {}
+
+    def __call__(self, model: onnx_ir.Model, record: PassRecord) -> None:
+        if self.folder is None or self.changes.get(record.text) == record.changes:
+            return
+        self.changes[record.text] = record.changes
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{self.count:03d}-{record.name}.onnxtxt"
+            path.write_text(model_text(model), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write there: {error.strerror}", where=str(self.folder)) from error
+        self.count += 1
+
+
+def _check_output(output: Path | None) -> None:
+    """Find out before the work, not after it, that the result cannot be written."""
+    if output is None:
+        return
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"the folder {str(folder)!r} does not exist", where=str(output), hint="create it first")
+    if output.is_dir():
+        raise OutputError("this is a folder", where=str(output), hint="name a file in it")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"the folder {str(folder)!r} is not writable", where=str(output), hint="choose another one")
+
+
+__all__ = ["OptcError", "Result", "compile", "open_artifact", "optimize"]

@@ -1,0 +1,268 @@
+"""Measuring models against the original on this machine: error, the user's metric, time, inner values.
+
+Lossy passes get a :class:`Measure` as their "measure" service; nothing lossy is kept that was not measured here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from optc.backends import timing
+from optc.backends.ort import Session
+from optc.inputs import draw_inputs, input_specs, usual_bindings
+from optc.ir.errors import DataError, OptcError, UsageError
+from optc.ir.targets import Target
+from optc.options import Metric, Options
+from optc.report import Latency
+from optc.samples import Sample, check_sample, load_labelled
+
+#: Samples on which the error of a candidate is measured; the metric is measured on all.
+_ERROR_SAMPLES = 8
+#: Sets of inputs drawn where no calibration data is given.
+_DRAWN_SAMPLES = 3
+_DRAWN_SIZES = {"batch": 2, "sequence": 32, "past": 16, "space": 224, "other": 16}
+_LATENCY_SIZES = {"batch": 1, "sequence": 128, "past": 128, "space": 224, "other": 16}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a candidate compares with the original.
+
+    Attributes:
+        error: Relative L2 error of the outputs, the worst output of all samples together.
+        metric: The user's metric; None without one.
+        reason: Why it is outside of the budget; None if it is inside.
+    """
+
+    error: float
+    metric: float | None = None
+    reason: str | None = None
+
+
+class Measure:
+    """Measures candidates against one original.
+
+    Args:
+        original: The model as it was given.
+        target: What the result will run on; only what this machine can run is measured.
+        options: Calibration data, metric, budget, dims and seed.
+    """
+
+    def __init__(self, original: onnx_ir.Model, target: Target, options: Options) -> None:
+        self.original, self.target, self.options = original, target, options
+        self.max_error = options.max_error
+        self._metric = _find_metric(options.metric) if options.metric is not None else None
+
+    @cached_property
+    def why_not(self) -> str | None:
+        """Why nothing can be measured here; None if it can."""
+        if self.target.kind != "cpu":
+            return f"the target {self.target.name!r} is not this machine"
+        try:
+            _ = self.references
+        except OptcError as error:
+            return f"the original cannot be run: {error.what}"
+        return None
+
+    @cached_property
+    def data(self) -> str:
+        """Where the inputs come from, for reports."""
+        if self.options.calib is None:
+            return "inputs drawn from the model's signature"
+        return "calibration data" if not isinstance(self.options.calib, str | os.PathLike) else str(self.options.calib)
+
+    @cached_property
+    def _samples_and_labels(self) -> tuple[list[Sample], dict[str, np.ndarray]]:
+        calib, specs = self.options.calib, input_specs(self.original)
+        if calib is None:
+            bindings = {**usual_bindings(self.original, _DRAWN_SIZES), **self.options.shapes}
+            seeds = range(self.options.seed, self.options.seed + _DRAWN_SAMPLES)
+            return [draw_inputs(self.original, bindings, seed) for seed in seeds], {}
+        if isinstance(calib, Mapping):
+            names = {spec.name for spec in specs}
+            inputs = {name: np.asarray(array) for name, array in calib.items() if name in names}
+            labels = {name: np.asarray(array) for name, array in calib.items() if name not in names}
+            if labels and self._metric is None:
+                raise DataError(f"{sorted(labels)[0]!r} is not an input of the model", where="calibration data")
+            return [check_sample(inputs, specs, "calibration data")], labels
+        return load_labelled(calib, specs, labels=self._metric is not None)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Inputs, one dict of arrays per sample."""
+        return self._samples_and_labels[0]
+
+    @cached_property
+    def references(self) -> list[dict[str, Any]]:
+        """The original's outputs for each sample, with onnxruntime's own optimizations off."""
+        return self._outputs(self.original)
+
+    @cached_property
+    def _reference_metric(self) -> float:
+        return self._score(self.references)
+
+    def check_data(self) -> None:
+        """Raise DataError now, not in the middle of the work, if the calibration data does not fit the model."""
+        if self.options.calib is not None:
+            _ = self._samples_and_labels
+
+    def judge(self, model: onnx_ir.Model) -> Judgement:
+        """Measure a candidate against the budget: the user's metric where there is one, the error otherwise."""
+        outputs = self._outputs(model)
+        error = relative_error(self.references, outputs)
+        if self._metric is not None:
+            score, floor = self._score(outputs), self._floor()
+            reason = None if score >= floor else f"the metric falls from {self._reference_metric:.6g} to {score:.6g}"
+            return Judgement(error, score, reason)
+        if error <= self.max_error:
+            return Judgement(error)
+        return Judgement(error, None, f"the error is {error:.3g}, more than the {self.max_error:.3g} allowed")
+
+    def capture(self, model: onnx_ir.Model, values: Sequence[onnx_ir.Value]) -> Iterable[dict[str, np.ndarray]]:
+        """Inner values of a model by name, one dict per sample (at most a few samples).
+
+        Args:
+            model: A model; it is not changed.
+            values: Values of its main graph.
+        """
+        names = [value.name or "" for value in values]
+        copy = model.clone()
+        inner = {value.name: value for node in copy.graph for value in node.outputs}
+        inner.update({value.name: value for value in copy.graph.inputs})
+        present = {value.name for value in copy.graph.outputs}
+        copy.graph.outputs.extend(inner[name] for name in dict.fromkeys(names) if name not in present)
+        session = self._session(copy)
+        for sample in self.samples[:_ERROR_SAMPLES]:
+            yield session.run(sample, outputs=list(dict.fromkeys(names)))
+
+    def open(self, model: onnx_ir.Model) -> Session:
+        """A model ready to run as it will run in production."""
+        return Session(model, spinning=False)
+
+    def time(self, calls: Mapping[str, Callable[[], Any]], budget: float) -> dict[str, float]:
+        """Seconds per call of each, taking turns; at most about ``budget`` seconds in all."""
+        compared = timing.compare(calls, budget=budget, min_rounds=5)
+        return {result.name: result.seconds.median for result in compared.timings}
+
+    def compare(self, models: Mapping[str, onnx_ir.Model], budget: float = 6.0) -> timing.Comparison:
+        """Time models in turns on inputs of usual size; the first is the reference of the ratios."""
+        sessions = {name: self.open(model) for name, model in models.items()}
+        feeds = self.latency_feeds
+        return timing.compare({name: partial(session.run, feeds) for name, session in sessions.items()}, budget=budget)
+
+    @cached_property
+    def latency_feeds(self) -> Sample:
+        """The inputs that are timed: batch 1 and usual sizes, or what ``--shape`` says."""
+        bindings = {**usual_bindings(self.original, _LATENCY_SIZES), **self.options.shapes}
+        return draw_inputs(self.original, bindings, self.options.seed)
+
+    def latency(self, result: onnx_ir.Model) -> Latency:
+        """The result's time against the original's."""
+        if self.target.kind != "cpu":
+            return Latency(False, reason=f"the target {self.target.name!r} is not this machine")
+        try:
+            comparison = self.compare({"original": self.original, "result": result})
+        except OptcError as error:
+            return Latency(False, reason=error.what)
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.latency_feeds.items())
+        return Latency.of(comparison, f"onnxruntime on this CPU, {shapes}")
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _session(self, model: onnx_ir.Model) -> Session:
+        return Session(model, optimization="off", spinning=False)
+
+    def _outputs(self, model: onnx_ir.Model) -> list[dict[str, Any]]:
+        session = self._session(model)
+        samples = self.samples if self._metric is not None else self.samples[:_ERROR_SAMPLES]
+        return [session.run(sample) for sample in samples]
+
+    def _score(self, outputs: Sequence[Mapping[str, Any]]) -> float:
+        assert self._metric is not None
+        merged = {name: _joined([output[name] for output in outputs]) for name in outputs[0]}
+        try:
+            return float(self._metric(merged, self._samples_and_labels[1]))
+        except Exception as error:
+            raise UsageError(
+                f"the metric failed: {type(error).__name__}: {error}",
+                hint="it is called as metric(outputs, labels), two dicts of arrays by name, and returns a number",
+            ) from error
+
+    def _floor(self) -> float:
+        drop = self.options.max_drop
+        text = str(drop).strip()
+        try:
+            amount = abs(self._reference_metric) * float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            raise UsageError(f"max_drop is a number or a percentage, not {drop!r}") from None
+        return self._reference_metric - amount
+
+
+def relative_error(references: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> float:
+    """Relative L2 error ``|y - y0| / |y0|`` over all samples, of the worst output.
+
+    Values that are not finite in the reference are left out if the other has the same there; anything else that is
+    not finite makes the error infinite.
+    """
+    worst = 0.0
+    for name in references[0]:
+        difference, norm = 0.0, 0.0
+        for reference, output in zip(references, outputs, strict=True):
+            expected, actual = np.asarray(reference[name]), np.asarray(output[name])
+            if expected.shape != actual.shape:
+                return float("inf")
+            if expected.dtype.kind not in "fiub" and "float" not in expected.dtype.name:
+                difference += float((expected != actual).sum())
+                continue
+            expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+            odd = ~np.isfinite(expected)
+            if not np.array_equal(expected[odd], actual[odd], equal_nan=True):
+                return float("inf")
+            difference += float(np.sum((actual[~odd] - expected[~odd]) ** 2))
+            norm += float(np.sum(expected[~odd] ** 2))
+        if not np.isfinite(difference):
+            return float("inf")
+        if difference:
+            worst = max(worst, (difference / norm) ** 0.5 if norm else float("inf"))
+    return worst
+
+
+def _joined(arrays: list[Any]) -> Any:
+    """Outputs of all samples as one array along the first axis, or as a list where their shapes do not allow it."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if all(isinstance(a, np.ndarray) and a.ndim and a.shape[1:] == arrays[0].shape[1:] for a in arrays):
+        return np.concatenate(arrays)
+    return arrays
+
+
+def _find_metric(metric: str | Metric) -> Callable[..., float]:
+    """The callable that ``module:function`` names; the module may lie in the current folder.
+
+    Raises:
+        UsageError: There is no such function.
+    """
+    if callable(metric):
+        return metric
+    module, _, function = metric.partition(":")
+    if not function:
+        raise UsageError(f"metric is written module:function, not {metric!r}")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"cannot import the metric {metric!r}: {error}", hint="is the module in this folder?"
+        ) from error
+    finally:
+        sys.path.remove(here)

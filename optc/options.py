@@ -1,0 +1,99 @@
+"""The options of a compile, checked before any work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from optc.ir.errors import UsageError
+
+Verify = Literal["off", "final", "each"]
+
+#: A user's task metric: outputs by name and labels by name, both one array per sample set -> a number, higher better.
+Metric = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a compile is asked to do.
+
+    Attributes:
+        level: Optimization level, 0 to 3.
+        target: Name of the target; see ``optc targets``.
+        backend: Name of the backend that emits the artifact.
+        output: Where to write it; None keeps the result in memory.
+        passes: Pipeline text that replaces the level's.
+        skip: Names of passes to leave out.
+        verify: "off", "final" (the result against the original) or "each" (after every pass as well).
+        calib: Calibration inputs: a .npz file, or arrays by input name (see :mod:`optc.inputs`).
+        metric: The user's task metric, a callable or ``module:function``.
+        max_drop: How far the metric may fall: a number, or a text like "0.5%" (of the original's value).
+        max_error: Relative L2 error of the outputs that lossy passes may cause.
+        shapes: Values for symbolic dims, by dim name; used for inputs that are drawn.
+        seed: Seed of everything that is drawn.
+        measure: Time the result against the original.
+        dump_dir: Folder to write the graph to after every pass that changed it.
+        strict: Let the error of a pass end the compile instead of going on without the pass (for pass authors).
+    """
+
+    level: int = 2
+    target: str = "cpu"
+    backend: str = "onnxruntime"
+    output: Path | None = None
+    passes: str | None = None
+    skip: tuple[str, ...] = ()
+    verify: Verify = "final"
+    calib: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    metric: str | Metric | None = None
+    max_drop: str | float | None = None
+    max_error: float = 0.03
+    shapes: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    measure: bool = False
+    dump_dir: Path | None = None
+    strict: bool = False
+
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Options from keyword arguments.
+
+        Raises:
+            UsageError: An option is unknown or its value makes no sense.
+        """
+        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise UsageError(f"unknown option {unknown[0]!r}", hint=f"there are: {', '.join(cls.__dataclass_fields__)}")
+        values = {name: value for name, value in given.items() if value is not None}
+        for name in ("output", "dump_dir"):
+            if name in values:
+                values[name] = Path(values[name])
+        if isinstance(values.get("skip"), str):
+            values["skip"] = tuple(part for part in values["skip"].split(",") if part)
+        values["skip"] = tuple(values.get("skip", ()))
+        options = cls(**values)
+        options.check()
+        return options
+
+    def check(self) -> None:
+        """Raise UsageError for values that make no sense."""
+        if self.verify not in ("off", "final", "each"):
+            raise UsageError(f"verify is off, final or each, not {self.verify!r}")
+        if not 0 < self.max_error < 1:
+            raise UsageError(f"max_error is a share between 0 and 1, not {self.max_error!r}")
+        if (self.metric is None) != (self.max_drop is None):
+            raise UsageError(
+                "metric and max_drop belong together", hint="give both, as in --metric m:f --max-drop 0.5%"
+            )
+        if self.metric is not None and self.calib is None:
+            raise UsageError("a metric needs data to be measured on", hint="give labelled data with --calib data.npz")
+        for name, size in self.shapes.items():
+            if size < 0:
+                raise UsageError(f"dim {name!r} cannot be {size}")
+
+
+def as_skip(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of passes to skip from repeated, comma separated options."""
+    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())

@@ -1,0 +1,86 @@
+"""Checking a compile's result against the original, in the words of the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import onnx_ir
+
+from optc.equivalence import Check, Reference, Verdict
+from optc.measure import Measure
+from optc.numeric import Tolerance, coarsest_float, tolerance
+from optc.options import Options
+from optc.passes.base import Numerics
+from optc.report import CheckedBinding, Skipped, Verification
+
+#: What a lossy result must hold at sizes that the budget was not measured at: run, and be of the right order.
+_LOSSY_SANITY = Tolerance(rel_l2=1.0, element=float("inf"), zero=float("inf"), integer_share=1.0)
+
+
+class Verifier:
+    """Checks candidates against one original; the original runs once, when first needed.
+
+    Args:
+        original: The model as it was given.
+        options: Dims and seed of the inputs drawn.
+        measure: Judges lossy results, by the budget and the data that it has.
+    """
+
+    def __init__(self, original: onnx_ir.Model, options: Options, measure: Measure) -> None:
+        self._original, self._options, self._measure = original, options, measure
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(self._original, seed=self._options.seed, fixed=self._options.shapes)
+
+    def verify(self, model: onnx_ir.Model, numerics: Numerics) -> Verification:
+        """Compare a model with the original at several values of each symbolic dim.
+
+        Args:
+            model: The candidate.
+            numerics: The widest class of what was done to it. What is lossy is held against the error budget (or the
+                user's metric) on the data that it was measured with; elsewhere it must run and be of the right order.
+        """
+        if numerics < Numerics.LOSSY:
+            verification = _in_words(self._reference.check(model, numerics))
+            verification.tolerance = tolerance(numerics, coarsest_float(self._original)).rel_l2
+            return verification
+        verification = _in_words(self._reference.check(model, _LOSSY_SANITY))
+        judgement = self._measure.judge(model)
+        verification.checked.insert(
+            0,
+            CheckedBinding(
+                dims={},
+                inputs=self._measure.data,
+                worst_error=judgement.error,
+                passed=judgement.reason is None,
+                reason=judgement.reason or "",
+            ),
+        )
+        verification.worst_error, verification.tolerance = judgement.error, self._options.max_error
+        if judgement.reason is not None:
+            verification = replace(verification, status="failed", reason=judgement.reason)
+        return verification
+
+
+def _in_words(verdict: Verdict) -> Verification:
+    return Verification(
+        status={"verified": "passed", "failed": "failed", "unverified": "skipped"}[verdict.state],  # type: ignore[arg-type]
+        worst_error=verdict.rel_l2,
+        checked=[_binding(check) for check in verdict.checks],
+        skipped=[Skipped(skip.label, f"the original does not run there: {skip.reason}") for skip in verdict.skipped],
+        reason=verdict.reason or "",
+    )
+
+
+def _binding(check: Check) -> CheckedBinding:
+    worst = check.comparison.worst if check.comparison is not None else None
+    return CheckedBinding(
+        dims=dict(check.bindings),
+        inputs="drawn from the model's signature",
+        worst_output=worst.name if worst else None,
+        worst_error=worst.rel_l2 if worst else None,
+        passed=check.ok,
+        reason=check.error or (worst.problem if worst and worst.problem else ""),
+    )
