@@ -25,8 +25,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
-MAX_TERMS = 64
-"""A product that would have more terms than this is kept as one opaque ``mul`` factor."""
+MAX_SIZE = 256
+"""A product is multiplied out unless the result would have more factors than this; then it is one ``mul`` factor."""
+
+MAX_DIVISION_STEPS = 64
+MAX_POWER = 64
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _Bounds: TypeAlias = "tuple[int | float, int | float]"
@@ -135,7 +138,7 @@ class SymDim:
             return SymDim(tuple((monomial, count * int(other)) for monomial, count in self.terms))
         if not isinstance(other, SymDim):
             return NotImplemented
-        if len(self.terms) * len(other.terms) > MAX_TERMS:
+        if complexity(self) * len(other.terms) + complexity(other) * len(self.terms) > MAX_SIZE:
             return _function("mul", tuple(sorted((self, other), key=str)))
         return _collect([(_merge(m, n), c * d) for m, c in self.terms for n, d in other.terms])
 
@@ -279,7 +282,7 @@ def divide_exact(a: Dim, b: Dim) -> Dim | None:
     while not (isinstance(rest, int) and rest == 0):
         (monomial, count), *_ = _terms(rest)
         left = _without(monomial, lead)
-        if left is None or count % lead_count or len(quotient) >= MAX_TERMS:
+        if left is None or count % lead_count or len(quotient) >= MAX_DIVISION_STEPS:
             return None
         quotient.append((left, count // lead_count))
         rest = rest - _collect([quotient[-1]]) * b
@@ -498,14 +501,15 @@ def _span_product(a: _Bounds, b: _Bounds) -> _Bounds:
 
 
 def _floordiv_bounds(a: _Bounds, b: _Bounds) -> _Bounds:
-    if b[0] < 1:
+    if b[0] < 0:
         return -math.inf, math.inf
+    b = max(b[0], 1), b[1]  # where the divisor is 0, nothing is claimed
     corners = [x if math.isinf(x) else (0 if x >= 0 else -1) if math.isinf(y) else x // y for x in a for y in b]
     return min(corners), max(corners)
 
 
 def _mod_bounds(a: _Bounds, b: _Bounds) -> _Bounds:
-    if b[0] < 1:
+    if b[0] < 0:
         return -math.inf, math.inf
     return 0, min(b[1] - 1, a[1]) if a[0] >= 0 else b[1] - 1
 
@@ -576,7 +580,7 @@ class _Reader(ast.NodeVisitor):
         left = self.visit(node.left)
         if isinstance(node.op, ast.Pow):
             power = node.right.value if isinstance(node.right, ast.Constant) else None
-            if type(power) is not int or not 1 <= power <= MAX_TERMS:
+            if type(power) is not int or not 1 <= power <= MAX_POWER:
                 raise _Unreadable
             return product([left] * power)
         if type(node.op) not in self._OPERATORS:

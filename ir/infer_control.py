@@ -44,6 +44,9 @@ def _if(ctx: Context) -> list[Fact]:
         if graph is None:
             return []
         branches.append(ctx.knowledge.infer_graph(graph, []))
+    taken = ctx.ints(0)
+    if taken is not None and len(taken) == 1:
+        return branches[0 if taken[0] else 1]
     return [join(a, b, ctx.fresh) for a, b in zip(*branches, strict=False)]
 
 

@@ -59,14 +59,17 @@ def combine(ctx: Context, operation: _Operation, shape: Shape | None, inputs: Se
 
 
 def _divide(a: Dim, b: Dim) -> Dim | None:
-    """Integer division truncates in ONNX; it agrees with floor division where nothing is negative."""
+    """Integer division truncates in ONNX; it agrees with floor division where nothing is negative.
+
+    A divisor that may be 0 in some run is fine: such a run does not succeed.
+    """
     if isinstance(a, int) and isinstance(b, int):
         return None if b == 0 else (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1)
-    return a // b if provably_ge(a, 0) and provably_positive(b) else None
+    return a // b if provably_ge(a, 0) and provably_ge(b, 0) and b != 0 else None
 
 
 def _modulo(a: Dim, b: Dim) -> Dim | None:
-    return a % b if provably_ge(a, 0) and provably_positive(b) else None
+    return a % b if provably_ge(a, 0) and provably_ge(b, 0) and b != 0 else None
 
 
 def _equal(a: Dim, b: Dim) -> Dim | None:

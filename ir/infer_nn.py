@@ -245,6 +245,35 @@ def _batch_normalization(ctx: Context) -> list[Fact]:
     return [Fact(dtype, shape), *statistics]
 
 
+def _attention(ctx: Context) -> list[Fact]:
+    """Q, K, V as (B, heads, length, size), or as (B, length, heads * size); then bias, and the past K and V."""
+    dtype, query, *_ = ctx.fact(0)
+    key, value = ctx.shape(1), ctx.shape(2)
+    dtypes = (dtype, ctx.dtype(1), ctx.dtype(2), dtype)
+    heads, shared = ctx.attr("q_num_heads", None), ctx.attr("kv_num_heads", None)
+    if query is None or key is None or value is None or not len(query) == len(key) == len(value):
+        return [Fact(kind) for kind in dtypes]
+    packed = len(query) == 3
+    if packed:
+        if heads is None or shared is None:
+            return [Fact(kind) for kind in dtypes]
+        query = (query[0], heads, query[1], query[2] // heads)
+        key, value = ((s[0], shared, s[1], s[2] // shared) for s in (key, value))
+    if len(query) != 4:
+        return [Fact(kind) for kind in dtypes]
+    past: Dim = 0
+    if ctx.has(4):
+        before = ctx.shape(4)
+        past = before[2] if before is not None and len(before) == 4 else ctx.fresh()
+    total = key[2] + past
+    output: Shape = (*query[:3], value[3])
+    if packed:
+        output = (query[0], query[2], value[3] * heads)
+    caches = [(*shape[:2], total, shape[3]) for shape in (key, value)]
+    shapes = (output, *caches, (*query[:3], total))
+    return [Fact(kind, shape) for kind, shape in zip(dtypes, shapes, strict=True)]
+
+
 # recurrence -------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +330,8 @@ NN: Table = {
     **table("", "Softmax LogSoftmax Hardmax LpNormalization MeanVarianceNormalization LRN", like()),
     **table("", "InstanceNormalization GroupNormalization RMSNormalization", like()),
     **table("", "LayerNormalization SimplifiedLayerNormalization", layer_normalization),
+    **table("", "Attention", _attention),
+    **table("", "RotaryEmbedding", like()),
     **table("", "BatchNormalization", _batch_normalization),
     **table("", "LSTM GRU RNN", _recurrent),
     **table("", "QuantizeLinear", quantize),
