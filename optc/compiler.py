@@ -18,7 +18,7 @@ from optc.backends.ort_eval import Evaluator
 from optc.environment import Environment
 from optc.ir.errors import OptcError, OutputError
 from optc.ir.model import ModelSource, load
-from optc.ir.printer import model_text
+from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
 from optc.ir.targets import Target, find_target
 from optc.measure import Measure
@@ -199,7 +199,7 @@ class _Dumps:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.count:03d}-{record.name}.onnxtxt"
-            path.write_text(model_text(model), encoding="utf-8")
+            path.write_text(print_model(model), encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write there: {error.strerror}", where=str(self.folder)) from error
         self.count += 1

@@ -26,7 +26,7 @@ from optc.ir.model import ModelSource
 from optc.ir.targets import Target
 from optc.machine import file_digest, peak_memory, versions
 from optc.options import Options
-from optc.passes.base import Remark
+from optc.passes.base import Decision, Remark
 from optc.passes.manager import PassRecord, PipelineResult
 from optc.units import seconds_text, size_text
 
@@ -237,29 +237,6 @@ class Latency:
 
 
 @dataclass
-class Decision:
-    """A lossy change that was proposed, and whether it was kept.
-
-    Attributes:
-        what: The technique ("int8-dynamic").
-        where: The nodes or weights concerned.
-        kept: Whether it is in the result.
-        reason: Why it was kept or refused.
-        error: The outputs' relative L2 error with it, measured; None if it was refused before that.
-        speedup: Time without it over time with it; None if it was not timed.
-        bytes_saved: How much smaller it makes the weights.
-    """
-
-    what: str
-    where: list[str]
-    kept: bool
-    reason: str
-    error: float | None = None
-    speedup: float | None = None
-    bytes_saved: int | None = None
-
-
-@dataclass
 class ArtifactFile:
     """A file that was written."""
 
@@ -349,6 +326,7 @@ class Report:
             passes=passes,
             near_misses=[NearMiss.of(miss) for misses in result.misses.values() for miss in misses],
             verification=verification,
+            decisions=[decision for record in result.records for decision in record.decisions],
             skipped=[skipped for item in passes for skipped in item.skipped()],
         )
 
