@@ -116,6 +116,8 @@ class _Compile:
             result=result,
             verification=verification,
         )
+        if self.target.kind != "cpu":
+            report.notes.append(f"built for {self.target.name}, which is not here: the result was only run on this CPU")
         artifact = self._emit(result.model) if self.options.output is not None else None
         if self.options.measure:
             self.progress.start("measure")

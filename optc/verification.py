@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Literal
 
 import onnx_ir
+import onnxruntime
 
 from optc.equivalence import Check, Reference, Verdict
 from optc.measure import Measure
@@ -15,6 +17,11 @@ from optc.passes.base import Numerics
 from optc.report import CheckedBinding, Skipped, Verification
 
 #: What a lossy result must hold at sizes that the budget was not measured at: run, and be of the right order.
+_STATUS: dict[str, Literal["passed", "failed", "skipped"]] = {
+    "verified": "passed",
+    "failed": "failed",
+    "unverified": "skipped",
+}
 _LOSSY_SANITY = Tolerance(rel_l2=1.0, element=float("inf"), zero=float("inf"), integer_share=1.0)
 
 
@@ -29,6 +36,7 @@ class Verifier:
 
     def __init__(self, original: onnx_ir.Model, options: Options, measure: Measure) -> None:
         self._original, self._options, self._measure = original, options, measure
+        self._here = measure.target.provider in onnxruntime.get_available_providers()
 
     @cached_property
     def _reference(self) -> Reference:
@@ -43,10 +51,10 @@ class Verifier:
                 user's metric) on the data that it was measured with; elsewhere it must run and be of the right order.
         """
         if numerics < Numerics.LOSSY:
-            verification = _in_words(self._reference.check(model, numerics))
+            verification = self._in_words(self._reference.check(model, numerics))
             verification.tolerance = tolerance(numerics, coarsest_float(self._original)).rel_l2
             return verification
-        verification = _in_words(self._reference.check(model, _LOSSY_SANITY))
+        verification = self._in_words(self._reference.check(model, _LOSSY_SANITY))
         judgement = self._measure.judge(model)
         verification.checked.insert(
             0,
@@ -63,15 +71,20 @@ class Verifier:
             verification = replace(verification, status="failed", reason=judgement.reason)
         return verification
 
-
-def _in_words(verdict: Verdict) -> Verification:
-    return Verification(
-        status={"verified": "passed", "failed": "failed", "unverified": "skipped"}[verdict.state],  # type: ignore[arg-type]
-        worst_error=verdict.rel_l2,
-        checked=[_binding(check) for check in verdict.checks],
-        skipped=[Skipped(skip.label, f"the original does not run there: {skip.reason}") for skip in verdict.skipped],
-        reason=verdict.reason or "",
-    )
+    def _in_words(self, verdict: Verdict) -> Verification:
+        status, reason = _STATUS[verdict.state], verdict.reason or ""
+        if verdict.state == "failed" and not verdict.checks and not self._here:
+            # What only the target's provider has a kernel for cannot be opened here; that says nothing against it.
+            status, reason = "skipped", f"it needs {self._measure.target.provider}, which is not here: {reason}"
+        return Verification(
+            status=status,
+            worst_error=verdict.rel_l2,
+            checked=[_binding(check) for check in verdict.checks],
+            skipped=[
+                Skipped(skip.label, f"the original does not run there: {skip.reason}") for skip in verdict.skipped
+            ],
+            reason=reason,
+        )
 
 
 def _binding(check: Check) -> CheckedBinding:

@@ -58,6 +58,10 @@ class QuantizeDynamic(Pass):
         layers = list(weighted_layers(ctx.model.graph, ctx.facts)) if reason is None else []
         if reason is None and not layers:
             reason = "the model has no MatMul or Gemm with constant fp32 weights that is large enough"
+        convolutions = [node.name or "" for node in ctx.model.graph if node.op_type == "Conv"]
+        if convolutions:
+            left = "convolutions stay fp32: without calibrated ranges onnxruntime has no fast integer kernel for them"
+            ctx.decide(Decision(self.name, convolutions, False, left))
         if reason is not None:
             ctx.decide(Decision(self.name, [], False, reason))
             return
