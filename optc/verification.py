@@ -16,12 +16,12 @@ from optc.options import Options
 from optc.passes.base import Numerics
 from optc.report import CheckedBinding, Skipped, Verification
 
-#: What a lossy result must hold at sizes that the budget was not measured at: run, and be of the right order.
 _STATUS: dict[str, Literal["passed", "failed", "skipped"]] = {
     "verified": "passed",
     "failed": "failed",
     "unverified": "skipped",
 }
+#: What a lossy result must hold at sizes that the budget was not measured at: run, and be of the right order.
 _LOSSY_SANITY = Tolerance(rel_l2=1.0, element=float("inf"), zero=float("inf"), integer_share=1.0)
 
 
