@@ -119,9 +119,10 @@ def build(
             raise NotConstantError(f"its input '{value.name}' is not constant")
         boundary.add(value, names.of(value), array)
     for node in nodes:
-        proto = onnx_ir.serde.serialize_node(node)
-        proto.input[:] = ["" if value is None else names.of(value) for value in node.inputs]
-        proto.output[:] = [names.of(value) if value.name != "" else "" for value in node.outputs]
+        proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, overload=node.overload, name=node.name or "")
+        proto.attribute.extend(onnx_ir.serde.serialize_attribute(one) for one in node.attributes.values())
+        proto.input.extend("" if value is None else names.of(value) for value in node.inputs)
+        proto.output.extend("" if value.name == "" else names.of(value) for value in node.outputs)
         protos.append(proto)
     outputs = [names.of(value) for value in wanted]
     graph = helper.make_graph(
