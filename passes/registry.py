@@ -13,6 +13,8 @@ from optc.passes.base import Pass
 
 #: Built-in passes: name -> "module:class". A new pass is one more row.
 BUILTIN: dict[str, str] = {
+    "shapes": "optc.passes.clean.shapes:Shapes",
+    "simplify": "optc.passes.clean.simplify:Simplify",
     "quantize-dynamic": "optc.passes.compress.quantize_dynamic:QuantizeDynamic",
 }
 

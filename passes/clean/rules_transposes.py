@@ -1,0 +1,176 @@
+"""Transposes that undo each other, directly or through elementwise operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir
+
+from optc.ir.facts import Facts
+from optc.ir.ops import axis_of, is_op, made_by, only_use, perm_of, transpose
+from optc.ir.rewriter import Rewriter, copy_attributes
+from optc.passes.clean.common import MAX_SCANNED
+from optc.passes.rule import node_rule
+
+#: Operators that work on every element alone, with NumPy broadcasting if they have several inputs.
+_UNARY = """
+    Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish
+    Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus
+    Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
+_BROADCASTING = """
+    Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod
+    Mul Or Pow Sub Sum Where Xor"""
+ELEMENTWISE = frozenset(f"{_UNARY} {_BROADCASTING} Clip".split())
+#: The inputs after the first of these are scalars that stay as they are.
+_SCALAR_OPERANDS = frozenset({"Clip"})
+#: How many nodes deep a layout is followed.
+_MAX_DEPTH = 8
+
+
+def compose(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """The permutation of Transpose(Transpose(x, first), second)."""
+    return tuple(first[axis] for axis in second)
+
+
+def inverse(perm: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes ``perm``."""
+    return tuple(int(axis) for axis in np.argsort(perm))
+
+
+def is_identity(perm: Sequence[int]) -> bool:
+    """Whether a permutation moves nothing."""
+    return tuple(perm) == tuple(range(len(perm)))
+
+
+@node_rule("transpose-identity", "Transpose")
+def transpose_identity(rw: Rewriter, node: onnx_ir.Node):
+    """A Transpose that moves nothing."""
+    perm = perm_of(node, rw.facts)
+    return node.inputs[0] if perm is not None and is_identity(perm) else None
+
+
+@node_rule("transpose-pair", "Transpose")
+def transpose_pair(rw: Rewriter, node: onnx_ir.Node):
+    """Transpose of Transpose is one Transpose, or none."""
+    before = made_by(node.inputs[0], "Transpose")
+    if before is None:
+        return None
+    first, second = perm_of(before, rw.facts), perm_of(node, rw.facts)
+    if first is None or second is None or len(first) != len(second):
+        return None
+    perm = compose(first, second)
+    return before.inputs[0] if is_identity(perm) else transpose(rw, before.inputs[0], perm)
+
+
+@node_rule("transpose-cancels", "Transpose")
+def transpose_cancels(rw: Rewriter, node: onnx_ir.Node):
+    """Transpose of elementwise operators on Transposes: one at each leaf is enough, and none where they cancel."""
+    perm = perm_of(node, rw.facts)
+    if (
+        perm is None
+        or _elementwise(node.inputs[0]) is None
+        or not _can_move(rw.facts, node.inputs[0], perm, _MAX_DEPTH)
+    ):
+        return None
+    return _moved(rw, node.inputs[0], perm)
+
+
+def _elementwise(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+    node = None if value is None else value.producer()
+    if node is None or not is_op(node, *ELEMENTWISE) or len(node.outputs) != 1 or not only_use(node.outputs[0]):
+        return None
+    return node
+
+
+def _can_move(facts: Facts, value: onnx_ir.Value, perm: tuple[int, ...], depth: int) -> bool:
+    """Whether ``value`` transposed by ``perm`` can be had without a node more than ``value``."""
+    if _unchanged(facts, value, len(perm)):
+        return True
+    if facts.rank(value) is None or facts.rank(value) > len(perm):  # type: ignore[operator]
+        return False
+    if (size := facts.const_size(value)) is not None:
+        return size <= MAX_SCANNED
+    leaf = made_by(value, "Transpose")
+    if leaf is not None:
+        first = perm_of(leaf, facts)
+        if first is None or len(first) != len(perm):
+            return False
+        return is_identity(compose(first, perm)) or only_use(value)
+    node = _elementwise(value)
+    if node is None or depth == 0 or facts.rank(value) != len(perm):
+        return False
+    return all(_can_move(facts, operand, perm, depth - 1) for operand in _operands(node))
+
+
+def _unchanged(facts: Facts, value: onnx_ir.Value, rank: int) -> bool:
+    """Whether a transposed operand is the operand itself: it has one element, and no axes of its own."""
+    shape = facts.shape(value)
+    return shape is not None and len(shape) <= rank and all(dim == 1 for dim in shape)
+
+
+def _operands(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    values = node.inputs[:1] if node.op_type in _SCALAR_OPERANDS else node.inputs
+    return [value for value in values if value is not None]
+
+
+def _moved(rw: Rewriter, value: onnx_ir.Value, perm: tuple[int, ...]) -> onnx_ir.Value:
+    if _unchanged(rw.facts, value, len(perm)):
+        return value
+    array = rw.facts.const(value)
+    if array is not None:
+        dtype = rw.facts.dtype(value)
+        moved = array.reshape((1,) * (len(perm) - array.ndim) + array.shape).transpose(perm)
+        return rw.constant(onnx_ir.Tensor(np.ascontiguousarray(moved), dtype=dtype), value.name or "constant")
+    leaf = made_by(value, "Transpose")
+    if leaf is not None:
+        composed = compose(perm_of(leaf, rw.facts) or (), perm)
+        return leaf.inputs[0] if is_identity(composed) else transpose(rw, leaf.inputs[0], composed)
+    node = _elementwise(value)
+    if node is None:
+        raise AssertionError("only called on what can be moved")
+    count = len(_operands(node))
+    operands = [None if v is None else _moved(rw, v, perm) if i < count else v for i, v in enumerate(node.inputs)]
+    return _copy(rw, node, operands)
+
+
+def _copy(rw: Rewriter, node: onnx_ir.Node, operands: Sequence[onnx_ir.Value | None], **changed: int) -> onnx_ir.Value:
+    attributes = {name: attr.value for name, attr in copy_attributes(node).items()} | changed
+    return rw.op(node.op_type, *operands, **attributes)
+
+
+@node_rule("transpose-sinks", *sorted(ELEMENTWISE | {"Concat"}))
+def transpose_sinks(rw: Rewriter, node: onnx_ir.Node):
+    """An operator on operands that are all transposed alike: transpose its result instead, once."""
+    operands = _operands(node)
+    leaves = [made_by(value, "Transpose") for value in operands]
+    perms = {perm_of(leaf, rw.facts) for leaf in leaves if leaf is not None}
+    if len(perms) != 1 or len(node.outputs) != 1 or sum(leaf is not None for leaf in leaves) < 2:
+        return None
+    (perm,) = perms
+    if perm is None:
+        return None
+    sources = dict.fromkeys(leaf.outputs[0] for leaf in leaves if leaf is not None)
+    if len(sources) < 2 or not all(_read_by_only(value, node) for value in sources):
+        return None
+    back = inverse(perm)
+    if not all(_can_move(rw.facts, value, back, 0) for value in operands):
+        return None
+    changed = {}
+    if node.op_type == "Concat":
+        axis = axis_of(node, rw.facts, 1)
+        if axis is None or not all(rw.facts.rank(value) == len(perm) for value in operands):
+            return None
+        if any(leaf is None for leaf in leaves):
+            return None
+        changed = {"axis": perm[axis]}
+    count = len(operands)
+    moved = [None if v is None else _moved(rw, v, back) if i < count else v for i, v in enumerate(node.inputs)]
+    return transpose(rw, _copy(rw, node, moved, **changed), perm)
+
+
+def _read_by_only(value: onnx_ir.Value, node: onnx_ir.Node) -> bool:
+    return not value.is_graph_output() and all(use.node is node for use in value.uses())
+
+
+RULES = (transpose_identity, transpose_pair, transpose_cancels, transpose_sinks)
