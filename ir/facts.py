@@ -47,6 +47,10 @@ _CONSTANT_FIELDS = {
     "value_float": np.float32,
     "value_floats": np.float32,
 }
+_SMALL_INTEGERS = frozenset(
+    {onnx_ir.DataType.INT4, onnx_ir.DataType.UINT4, onnx_ir.DataType.INT2, onnx_ir.DataType.UINT2}
+)
+_FLOATS = frozenset(dtype for dtype in onnx_ir.DataType if dtype.is_floating_point())
 _INVALID_NODE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError)
 
 
@@ -138,10 +142,11 @@ class Facts:
     def scalar(self, value: onnx_ir.Value | None) -> bool | int | float | None:
         """The one element of a tensor of exactly one element (of any rank) whose contents are known."""
         if self.const_size(value) == 1:
-            item = self.const(value).reshape(-1)[0]  # type: ignore[union-attr]
-            if item.dtype.kind in "biu":
-                return item.item()
-            return float(item) if item.dtype.kind in "fV" else None
+            array = self.const(value)
+            kind = onnx_ir.DataType.UNDEFINED if array is None else self.dtype(value)
+            if kind in INT_RANGES or kind in _SMALL_INTEGERS:
+                return array.item() if kind in INT_RANGES else int(array.reshape(-1)[0])
+            return float(array.reshape(-1)[0]) if kind in _FLOATS else None
         ints = self.ints(value)
         if ints is None or len(ints) != 1:
             return None

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import onnx_ir
 
-from optc.ir.dims import BroadcastError, Dim, SymDim, broadcast, complexity
+from optc.ir.dims import BroadcastError, Dim, SymDim, broadcast
 
 MAX_ELEMENTS = 64
 """Contents are tracked for integer tensors of at most this many elements."""
@@ -184,11 +184,6 @@ def broadcast_shapes(shapes: Iterable[Shape | None]) -> Shape | None:
         return tuple(broadcast(*[shape[i - rank] for shape in known if i - rank >= -len(shape)]) for i in range(rank))
     except BroadcastError:
         return None
-
-
-def unify(*dims: Dim) -> Dim:
-    """The plainest of dims that the operator requires to be equal."""
-    return min(dims, key=lambda dim: (not isinstance(dim, int), complexity(dim), str(dim)))
 
 
 def normalize_axis(axis: int, rank: int) -> int | None:

@@ -218,7 +218,7 @@ def _concat_from_sequence(ctx: Context) -> Fact:
         return UNKNOWN
     dtype = items[0].dtype
     if not ctx.attr("new_axis", 0):
-        return Fact(dtype, concatenated([item.shape for item in items], axis))
+        return Fact(dtype, concatenated([item.shape for item in items], axis, ctx.fresh))
     shape = items[0].shape
     place = None if shape is None else normalize_axis(axis, len(shape) + 1)
     if shape is None or place is None:

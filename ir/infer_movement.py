@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,7 +32,6 @@ from optc.ir.infer_base import (
     normalize_axes,
     normalize_axis,
     table,
-    unify,
 )
 from optc.ir.infer_elementwise import spread
 
@@ -259,19 +259,29 @@ def _depth_to_space(ctx: Context) -> Fact:
 # joining and cutting ----------------------------------------------------------------------------------------------
 
 
-def concatenated(shapes: list[Shape | None], axis: int) -> Shape | None:
-    """The shape of tensors joined along ``axis``."""
+def concatenated(shapes: list[Shape | None], axis: int, fresh: Callable[[], Dim]) -> Shape | None:
+    """The shape of tensors joined along ``axis``.
+
+    The other dims have to agree, but ONNX Runtime does not hold empty tensors to that. So where they are not known to
+    agree, only those of a tensor that can not be empty count.
+    """
     known = [shape for shape in shapes if shape is not None]
-    if not known:
+    if not known or any(len(shape) != len(known[0]) for shape in known):
         return None
-    rank = len(known[0])
-    place = normalize_axis(axis, rank)
-    if place is None or any(len(shape) != rank for shape in known) or len(known) != len(shapes):
+    place = normalize_axis(axis, len(known[0]))
+    if place is None:
         return None
-    joined: Dim = 0
-    for shape in known:
-        joined = shape[place] + joined
-    return tuple(joined if i == place else unify(*(shape[i] for shape in known)) for i in range(rank))
+    sure = next((shape for shape in known if all(map(provably_positive, shape))), None)
+    result: list[Dim] = []
+    for i, dims in enumerate(zip(*known, strict=True)):
+        complete = len(known) == len(shapes)
+        if i == place:
+            result.append(sum(dims[1:], dims[0]) if complete else fresh())
+        elif complete and dims.count(dims[0]) == len(dims):
+            result.append(dims[0])
+        else:
+            result.append(fresh() if sure is None else sure[i])
+    return tuple(result)
 
 
 def _concat(ctx: Context) -> Fact:
@@ -279,12 +289,7 @@ def _concat(ctx: Context) -> Fact:
     facts = [ctx.fact(index) for index in range(count)]
     dtype = next((fact.dtype for fact in facts if fact.dtype is not None), None)
     axis = ctx.attr("axis", 1)
-    known = [len(fact.shape) for fact in facts if fact.shape is not None]
-    if known and len(known) < count:  # all inputs have one rank
-        place = normalize_axis(axis, known[0])
-        dims = [unify(*(f.shape[i] for f in facts if f.shape is not None)) for i in range(known[0])]
-        return Fact(dtype, tuple(ctx.fresh() if i == place else dim for i, dim in enumerate(dims)))
-    shape = concatenated([fact.shape for fact in facts], axis)
+    shape = concatenated([fact.shape for fact in facts], axis, ctx.fresh)
     if dtype not in INT_RANGES or (element_count(shape) or MAX_ELEMENTS + 1) > MAX_ELEMENTS:
         return Fact(dtype, shape)
     if len(shape or ()) != 1 and any(ctx.elements(index) is None for index in range(count)):
@@ -316,7 +321,8 @@ def sliced_dim(ctx: Context, dim: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     if first is None or last is None:
         return ctx.fresh()
     if step < 0:  # an empty axis has no last element to start from, hence the upper limit comes last
-        span = minimum(maximum(first, 0), dim - 1) - minimum(maximum(last, -1), dim - 1)
+        begin = dim - 1 if provably_ge(first, dim - 1) else minimum(maximum(first, 0), dim - 1)
+        span = begin - minimum(maximum(last, -1), dim - 1)
     elif last == dim and isinstance(start, int):
         # d - min(k, d) = max(d - k, 0), and the last k of d are min(k, d)
         span = maximum(dim - start, 0) if start >= 0 else minimum(dim, -start)

@@ -228,7 +228,8 @@ def _arg_reduce(ctx: Context) -> Fact:
 
 def layer_normalization(ctx: Context) -> list[Fact]:
     """Y like the input; then the statistics (mean and inverse deviation), with the normalised axes reduced to 1."""
-    dtype, shape, *_ = ctx.fact(0)
+    shape = ctx.shape(0)
+    dtype = ctx.dtype(1)  # the operators that ONNX Runtime had before opset 17 let it differ from that of the input
     stash = ctx.attr_dtype("stash_type", DType.FLOAT)
     if ctx.node.domain != "":
         stash = None
