@@ -1,0 +1,113 @@
+"""``optc MODEL``: optimize a model."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+import optc
+from optc.ir.errors import OutputError, UsageError
+from optc.tools import pipeline_text, summary
+from optc.tools.console import Bars
+from optc.tools.files import write_text
+from optc.tools.parameters import FILE, common, seed_option, shape_option
+
+
+@click.command("compile", short_help="Optimize a model.")
+@click.argument("model", type=FILE, required=False)
+@click.option(
+    "-O",
+    "level",
+    type=int,
+    default=2,
+    show_default=True,
+    metavar="LEVEL",
+    help="0: check only. 1: exact clean-up. 2: and fusion, same precision. 3: and what an error budget allows.",
+)
+@click.option("--target", default="cpu", show_default=True, help="What to optimize for; see 'optc targets'.")
+@click.option("--backend", default="onnxruntime", show_default=True, help="What emits the file; see 'optc backends'.")
+@click.option("-o", "--output", type=FILE, help="File to write.  [default: MODEL.opt.onnx in the current folder]")
+@click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's.")
+@click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
+@click.option("--print-pipeline", is_flag=True, help="Print the pipeline, as --passes takes it, and do nothing else.")
+@click.option("--print-after-all", type=FILE, metavar="FOLDER", help="Write the graph there after every change.")
+@click.option("--time-passes", is_flag=True, help="Show the time of every pass.")
+@click.option("--calib", type=FILE, help="Calibration inputs: an .npz file, or a folder of them.")
+@click.option("--metric", metavar="MODULE:FUNCTION", help="Your task metric, called with (outputs, labels).")
+@click.option("--max-drop", metavar="AMOUNT", help="How far the metric may fall, as in 0.5% or 0.01.")
+@click.option(
+    "--max-error", type=float, default=0.03, show_default=True, help="Error budget: relative L2 error of the outputs."
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["final", "each", "off"]),
+    default="final",
+    show_default=True,
+    help="Compare with the original: at the end, after every pass as well, or not at all.",
+)
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Time the result against the original.")
+@shape_option
+@seed_option
+@click.option("--report", type=FILE, help="Write a JSON report; see docs/report.md.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@common
+def command(
+    model: Path | None,
+    output: Path | None,
+    print_pipeline: bool,
+    print_after_all: Path | None,
+    time_passes: bool,
+    shapes: tuple[str, ...],
+    report: Path | None,
+    quiet: bool,
+    skip: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Optimize MODEL for a target, prove that it still computes the same, and write it.
+
+    The numbers stay the same at -O1, move by rounding at -O2, and by no more than the error budget at -O3.
+    """
+    skip = tuple(name.strip() for text in skip for name in text.split(",") if name.strip())
+    if print_pipeline:
+        pipeline_text.show_pipeline(options["level"], options["passes"], skip)
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.", click.get_current_context())
+    output = _output(model, output)
+    if report is not None:
+        _check_report(report, model, output)
+    with nullcontext() if quiet else Bars() as bars:
+        result = optc.compile(
+            model,
+            output=output,
+            skip=skip,
+            shapes=pipeline_text.sizes(model, shapes),
+            dump_dir=print_after_all,
+            progress=bars,
+            **options,
+        )
+    if report is not None:
+        write_text(report, result.report.to_json())
+    if not quiet:
+        summary.show_summary(result.report, all_passes=time_passes)
+
+
+def _output(model: Path, output: Path | None) -> Path:
+    """Where to write; never over the model."""
+    chosen = output if output is not None else Path(f"{model.stem}.opt.onnx")
+    if chosen.exists() and model.exists() and chosen.samefile(model):
+        raise UsageError(
+            "the output is the model itself", where=str(chosen), hint="name another file with -o; optc keeps its input"
+        )
+    return chosen
+
+
+def _check_report(report: Path, model: Path, output: Path) -> None:
+    """Find out before the work that the report cannot be written where it was asked for."""
+    if report.absolute() in (model.absolute(), output.absolute()):
+        raise UsageError("the report would replace the model", where=str(report), hint="name another file")
+    if not report.absolute().parent.is_dir():
+        raise OutputError(f"the folder {str(report.absolute().parent)!r} does not exist", where=str(report))

@@ -1,0 +1,52 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optc.ir.errors import OutputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file.
+
+    Raises:
+        OutputError: It cannot be written; nothing was changed then.
+    """
+    _write(path, lambda file: file.write_text(text, "utf-8"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an ``.npz`` file.
+
+    Raises:
+        OutputError: It cannot be written; nothing was changed then.
+    """
+
+    def save(file: Path) -> None:
+        with file.open("wb") as stream:
+            np.savez(stream, **arrays)
+
+    _write(path, save)
+
+
+def _write(path: Path, work: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        work(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the file: {error.strerror}",
+            where=str(path),
+            hint="check that the folder exists, is writable and has room",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""``optc inspect MODEL``: what a model is made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+import onnx_ir
+
+from optc.backends.base import ValueSpec
+from optc.inputs import symbols
+from optc.ir.model import external_tensors, load
+from optc.ir.rewriter import RULE_KEY, SOURCE_KEY
+from optc.report import ModelSummary
+from optc.tools.console import show, table
+from optc.tools.parameters import FILE, common
+from optc.units import size_text
+
+
+@click.command("inspect", short_help="Show what a model is made of.")
+@click.argument("model", type=FILE)
+@click.option("--nodes", is_flag=True, help="List the nodes, and what each was made from by which rules.")
+@common
+def command(model: Path, nodes: bool) -> None:
+    """Show the inputs, outputs, operators, weights and versions of MODEL."""
+    graph = load(model)
+    summary = ModelSummary.of(graph, model)
+    show(table(("", ""), _facts(graph, summary)), "")
+    io = [("input", str(ValueSpec.of(value))) for value in graph.graph.inputs]
+    io += [("output", str(ValueSpec.of(value))) for value in graph.graph.outputs]
+    show(table(("", ""), io), "")
+    show(table(("operator", "nodes"), summary.ops.items(), right=("nodes",)))
+    if nodes:
+        show("", _nodes(graph))
+
+
+def _facts(graph: onnx_ir.Model, summary: ModelSummary) -> list[tuple[str, str]]:
+    size = Path(summary.path or "").stat().st_size
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(graph.opset_imports.items()))
+    files = dict.fromkeys(str(tensor.location) for tensor in external_tensors(graph))
+    types: Counter[str] = Counter()
+    for inner in graph.graphs():
+        for value in inner.initializers.values():
+            if value.const_value is not None:
+                types[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    weights = ", ".join(f"{dtype} {size_text(nbytes)}" for dtype, nbytes in types.most_common())
+    facts = [
+        ("file", f"{summary.path}, {size_text(size)}, {summary.digest}"),
+        ("producer", " ".join(filter(None, (graph.producer_name, graph.producer_version))) or "?"),
+        ("versions", f"IR {graph.ir_version}, opset {opsets}"),
+        ("nodes", str(summary.nodes)),
+        ("weights", f"{size_text(summary.weight_bytes)}{f' ({weights})' if weights else ''}"),
+        ("external data", ", ".join(files)),
+        ("functions", ", ".join(f"{domain}::{name}" for domain, name, _ in graph.functions)),
+        ("symbolic dims", ", ".join(symbols(graph))),
+        ("metadata", ", ".join(f"{key}={value}" for key, value in graph.metadata_props.items())),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _nodes(graph: onnx_ir.Model) -> object:
+    rows = []
+    for inner in (graph.graph, *graph.graph.subgraphs()):
+        for node in inner:
+            op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            outputs = ", ".join(str(ValueSpec.of(value)) for value in node.outputs if value.name)
+            origin = node.metadata_props.get(SOURCE_KEY, "")
+            rows.append((node.name or "", op, outputs, node.metadata_props.get(RULE_KEY, ""), origin))
+    return table(("node", "operator", "outputs", "rules", "made from"), rows)

@@ -1,0 +1,84 @@
+"""``optc run MODEL``: run a model and show or save its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx_ir
+
+import optc
+from optc.inputs import draw_inputs, input_specs, usual_bindings
+from optc.ir.model import load
+from optc.samples import load_samples
+from optc.shapes import dim_sizes
+from optc.tools.console import show, table
+from optc.tools.files import write_arrays
+from optc.tools.parameters import FILE, common, input_option, plural, seed_option, shape_option
+
+
+@click.command("run", short_help="Run a model and show or save its outputs.")
+@click.argument("model", type=FILE)
+@input_option
+@click.option("-o", "--output", type=FILE, help="Save the outputs: an .npz file; of several samples as name.0, name.1.")
+@shape_option
+@seed_option
+@click.option("--threads", type=click.IntRange(1), help="Threads per operator.")
+@common
+def command(
+    model: Path, data: Path | None, output: Path | None, shapes: tuple[str, ...], seed: int, threads: int | None
+) -> None:
+    """Run MODEL on inputs from a file, or on inputs drawn from its own signature."""
+    graph = load(model)
+    runner = optc.load(model, threads=threads)
+    samples = load_samples(data, input_specs(graph)) if data is not None else [drawn(graph, shapes, seed)]
+    results = [runner.run(sample) for sample in samples]
+    if output is not None:
+        write_arrays(output, dict(_named(results)))
+    source = str(data) if data is not None else f"drawn from the model's signature with seed {seed}"
+    show(f"inputs: {plural(len(samples), 'sample')}, {source}")
+    rows = [("input", name, *_described([sample[name] for sample in samples])) for name in samples[0]]
+    rows += [("output", name, *_described([result[name] for result in results])) for name in results[0]]
+    show(table(("", "name", "type", "min", "mean", "max"), rows, right=("min", "mean", "max")))
+    if output is not None:
+        show(f"wrote {output}")
+
+
+def drawn(graph: onnx_ir.Model, shapes: Iterable[str], seed: int) -> dict[str, np.ndarray]:
+    """Inputs of usual sizes for a model, or of those that ``--shape`` names."""
+    return draw_inputs(graph, {**usual_bindings(graph, {"batch": 1}), **dim_sizes(shapes, graph)}, seed)
+
+
+def _named(results: list[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
+    """Arrays to save; absent optional outputs are left out, sequences are numbered."""
+    for index, result in enumerate(results):
+        for name, value in result.items():
+            key = name if len(results) == 1 else f"{name}.{index}"
+            if isinstance(value, list):
+                yield from ((f"{key}[{place}]", item) for place, item in enumerate(value))
+            elif value is not None:
+                yield key, value
+
+
+def _described(values: list[Any]) -> tuple[str, str, str, str]:
+    """Type, smallest, mean and largest value of what all samples gave for one name."""
+    first = values[0]
+    if not isinstance(first, np.ndarray):
+        kind = "absent" if first is None else f"{type(first).__name__} of {len(first)}"
+        return kind, "", "", ""
+    shapes = dict.fromkeys(str(list(value.shape)) for value in values)
+    shape = next(iter(shapes)) if len(shapes) == 1 else "[differs]"
+    text = f"{first.dtype}{shape}"
+    flat = np.concatenate([np.asarray(value).reshape(-1) for value in values])
+    if flat.dtype.kind not in "fiub" and "float" not in flat.dtype.name and "int" not in flat.dtype.name:
+        return text, "", "", ""
+    numbers = flat.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    if finite.size < numbers.size:
+        text += f", {numbers.size - finite.size} not finite"
+    if not finite.size:
+        return text, "", "", ""
+    return text, f"{finite.min():.6g}", f"{finite.mean():.6g}", f"{finite.max():.6g}"
