@@ -1,0 +1,187 @@
+"""Constant folding inside a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from optc.ir.verify import label
+from optc.passes.base import Pass, PassContext, all_graphs
+from optc.passes.clean.fold_plan import Plan, captured, make_plan
+
+#: Where the model remembers what folding was allowed and has used up; it is not saved.
+_WEIGHTS, _SPENT, _TOLD = "optc.fold.weights", "optc.fold.spent", "optc.fold.told"
+#: A node that could not be evaluated is not tried again.
+_FAILED = "optc.fold.failed"
+#: Results of about this many bytes are computed at a time.
+_BATCH_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Fold(Pass):
+    """Compute what depends on constants only, as far as the model does not grow by it.
+
+    Constant nodes become initializers. Of the largest sub-graphs that depend on constants only, no more than the
+    values that the rest of the model reads are stored; they are computed with the kernels that would compute them at
+    run time. Integer contents that are the same in every run (shape arithmetic over known dims) are stored too,
+    whatever they depend on.
+
+    What is stored may make the model larger by ``growth`` times the size of its weights plus ``slack`` bytes, over all
+    runs of the pass; weights and nodes that are no longer needed are credited. ``slack`` is not for what a small node
+    can write out again at any time (ConstantOfShape, Expand, Tile). No value of more than ``limit`` bytes is computed.
+    DequantizeLinear is never folded: that would undo the quantization.
+    """
+
+    name = "fold"
+
+    growth: float = 0.01
+    slack: int = 4096
+    limit: int = 1 << 28
+
+    def run(self, ctx: PassContext) -> None:
+        _lift_constants(ctx)
+        meta = ctx.model.meta
+        weights = meta.setdefault(_WEIGHTS, _weight_bytes(ctx.model))
+        spent = meta.setdefault(_SPENT, 0)
+        evaluator = ctx.services.get("evaluator")
+        plan = make_plan(
+            ctx,
+            budget=int(self.growth * weights) - spent,
+            slack=self.slack,
+            limit=self.limit,
+            evaluate=evaluator is not None,
+            excluded=lambda node: _FAILED in node.meta,
+        )
+        failed = _apply(ctx, plan, evaluator)
+        meta[_SPENT] = spent + plan.cost
+        self._tell(ctx, plan, failed)
+
+    def _tell(self, ctx: PassContext, plan: Plan, failed: Sequence[onnx_ir.Node]) -> None:
+        """Say what was left, unless that was said before."""
+        notes = []
+        if plan.too_large:
+            notes.append(
+                (
+                    f"{len(plan.too_large)} constant values stay computed at run time",
+                    f"storing {label(plan.too_large[0])} and the like would cost more than growth={self.growth:g} allows",
+                )
+            )
+        if failed:
+            notes.append((f"{len(failed)} constant nodes stay", f"{label(failed[0])} could not be evaluated"))
+        told = ctx.model.meta.setdefault(_TOLD, set())
+        for what, reason in notes:
+            if reason not in told:
+                told.add(reason)
+                ctx.remark("skipped", what, reason)
+
+
+def _weight_bytes(model: onnx_ir.Model) -> int:
+    graphs = all_graphs(model)
+    return sum(v.const_value.nbytes for g in graphs for v in g.initializers.values() if v.const_value is not None)
+
+
+# Constant nodes ---------------------------------------------------------------------------------------------------
+
+
+def _lift_constants(ctx: PassContext) -> None:
+    """Make initializers of Constant nodes, in sub-graphs too. One that is a graph's output stays what it is."""
+    lifted: dict[onnx_ir.TensorProtocol, onnx_ir.Value] = {}
+    for graph in list(all_graphs(ctx.model)):
+        for node in graph:
+            if node.op_type != "Constant" or node.domain != "":
+                continue
+            value = node.outputs[0]
+            tensor = ctx.facts.tensor(value)
+            if tensor is None or value.is_graph_output():
+                continue
+            # Copies of a function's body share their tensors.
+            shared = lifted.get(tensor)
+            if shared is not None and shared.is_initializer():
+                ctx.rewriter.replace(value, shared)
+            else:
+                lifted[tensor] = ctx.rewriter.materialize(value, tensor)
+            ctx.rewriter.erase(node)
+            ctx.hit("constant")
+
+
+# everything else --------------------------------------------------------------------------------------------------
+
+
+def _apply(ctx: PassContext, plan: Plan, evaluator: Any) -> list[onnx_ir.Node]:
+    """Store the plan's values; the nodes that could not be evaluated are returned."""
+    failed = []
+    learned = False
+    for batch in _batches(plan):
+        for value, tensor in _tensors(ctx, plan, batch, evaluator).items():
+            node = value.producer()
+            if node is None or node.graph is None:
+                continue
+            if tensor is None or tensor.nbytes > plan.allowed(value):
+                node.meta[_FAILED] = True
+                failed.append(node)
+                continue
+            shape = ctx.facts.shape(value)
+            learned |= shape is None or not all(isinstance(dim, int) for dim in shape)
+            with ctx.rewriter.at(node, "fold", plan.slice(value)):
+                ctx.rewriter.materialize(value, tensor)
+            _erase(ctx, node)
+            ctx.hit("fold")
+    if learned:
+        ctx.rewriter.relearn()
+    return failed
+
+
+def _erase(ctx: PassContext, node: onnx_ir.Node) -> None:
+    """Remove a folded node with its producers, and the weights that only they read."""
+    read = []
+    pending: list[onnx_ir.Node] = [node]
+    seen = set(pending)
+    while pending:
+        for value in captured(pending.pop()):
+            read.append(value)
+            producer = value.producer()
+            if producer is not None and producer not in seen:
+                seen.add(producer)
+                pending.append(producer)
+    ctx.rewriter.erase(node)
+    for value in read:
+        if value.is_initializer():
+            ctx.rewriter.erase_initializer(value)
+
+
+def _batches(plan: Plan) -> Iterable[list[onnx_ir.Value]]:
+    batch: list[onnx_ir.Value] = []
+    size = 0
+    for value in plan.values:
+        batch.append(value)
+        size += plan.allowed(value)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _tensors(
+    ctx: PassContext, plan: Plan, values: Sequence[onnx_ir.Value], evaluator: Any
+) -> Mapping[onnx_ir.Value, onnx_ir.TensorProtocol | None]:
+    """The contents of values: as the facts know them, else as the evaluator computes them."""
+    wanted = [value for value in values if value not in plan.known]
+    nodes = plan.ancestors(wanted)
+    feeds = {v: plan.known[v] for node in nodes for v in captured(node) if v in plan.known}
+    arrays = evaluator.run(nodes, feeds, wanted, ctx.model.graph.opset_imports) if wanted else []
+    computed = {**plan.known, **dict(zip(wanted, arrays, strict=True))}
+    return {value: _tensor(computed[value], ctx.facts.dtype(value)) for value in values}
+
+
+def _tensor(array: Any, dtype: onnx_ir.DataType | None) -> onnx_ir.TensorProtocol | None:
+    if not isinstance(array, np.ndarray):
+        return None  # not computed, or a sequence
+    if array.dtype.kind in "OSU":
+        texts = [item.encode() if isinstance(item, str) else bytes(item) for item in array.reshape(-1)]
+        return onnx_ir.StringTensor(texts, shape=onnx_ir.Shape(array.shape))
+    return onnx_ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), dtype=dtype)

@@ -1,0 +1,313 @@
+"""Which constant values to compute and store, decided before any of them is computed.
+
+The *region* are the nodes whose results are the same in every run. Nodes of it *die* once the values that the rest of
+the model reads from them are stored. A value that does not pay for its bytes is not stored: its producer stays, and the
+values that the producer reads are looked at instead, until everything that would be stored fits the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir
+
+from optc.ir.verify import subgraphs
+from optc.passes.base import PassContext
+from optc.passes.clean.purity import is_pure
+
+#: Operators that stay: dequantizing weights undoes what quantizing was for, and branches are not folding's business.
+_KEPT = {"Constant", "DequantizeLinear", "If"}
+_DOMAINS = {"", "ai.onnx.ml", "com.microsoft"}
+#: Operators that write much out of little; see :class:`optc.passes.clean.fold.Fold`.
+_GENERATORS = {"ConstantOfShape", "Expand", "Tile", "EyeLike"}
+#: Operators whose result's size depends on the data, but is bounded by the sizes of the inputs.
+_DATA_DEPENDENT = {"NonZero", "Unique", "Compress", "NonMaxSuppression"}
+#: Loops of more iterations, or with larger values inside, are not run at compile time.
+_MAX_TRIPS, _MAX_INNER_BYTES = 1024, 1 << 20
+#: Bytes to reckon with for one string.
+_STRING_BYTES = 64
+
+
+@dataclass
+class Plan:
+    """What folding will do.
+
+    Attributes:
+        values: The values to store, in topological order.
+        known: Contents that need no computing.
+        cost: By how many bytes the model is expected to grow; less than 0 never counts.
+        too_large: Producers of values that do not fit the budget.
+    """
+
+    values: list[onnx_ir.Value] = field(default_factory=list)
+    known: dict[onnx_ir.Value, np.ndarray] = field(default_factory=dict)
+    cost: int = 0
+    too_large: list[onnx_ir.Node] = field(default_factory=list)
+    region: dict[onnx_ir.Node, int] = field(default_factory=dict)
+    sizes: dict[onnx_ir.Value, int] = field(default_factory=dict)
+
+    def allowed(self, value: onnx_ir.Value) -> int:
+        """How many bytes the value may have."""
+        return self.sizes[value]
+
+    def ancestors(self, values: Sequence[onnx_ir.Value]) -> list[onnx_ir.Node]:
+        """The nodes to run for these values, in topological order; known values are not computed again."""
+        found: set[onnx_ir.Node] = set()
+        pending = [value for value in values if value not in self.known]
+        while pending:
+            node = pending.pop().producer()
+            if node is None or node in found or node not in self.region:
+                continue
+            found.add(node)
+            pending.extend(value for value in captured(node) if value not in self.known)
+        return sorted(found, key=self.region.__getitem__)
+
+    def slice(self, value: onnx_ir.Value) -> list[onnx_ir.Node]:
+        """The nodes that a stored value stands for, itself first."""
+        node = value.producer()
+        if node is None:
+            return []
+        return [node] if value in self.known else self.ancestors([value])
+
+
+def make_plan(
+    ctx: PassContext,
+    *,
+    budget: int,
+    slack: int,
+    limit: int,
+    evaluate: bool,
+    excluded: Callable[[onnx_ir.Node], bool],
+) -> Plan:
+    """Decide what to store.
+
+    Args:
+        ctx: The context of the pass.
+        budget: Bytes by which the model may grow.
+        slack: Further bytes, not for what generators write.
+        limit: No single value may have more bytes than this.
+        evaluate: Whether there is an evaluator; without one only contents that the facts know are stored.
+        excluded: Nodes that are known not to be computable.
+    """
+    region = _Region(ctx, limit, evaluate, excluded)
+    region.scan(ctx.model.graph)
+    plan = Plan(known=region.known, region=region.nodes, sizes=region.sizes)
+    dying = set(region.nodes)
+    if not dying:
+        return plan
+    # Values are refused for good: what fits on its own beside the others that fit is found when a round refuses none.
+    while True:
+        accounts = sorted(
+            (_Account.of(value, dying, region) for value in _frontier(region, dying)), key=lambda one: one.order
+        )
+        values, refused, growth = [], [], 0
+        for account in accounts:
+            room = budget + (0 if account.generated else slack)
+            if account.cost <= 0 or growth + account.cost <= room:
+                values.append(account.value)
+                growth += max(0, account.cost)
+            else:
+                refused.append(account.value)
+        if not refused:
+            break
+        for value in refused:
+            node = value.producer()
+            if node in dying:
+                dying.discard(node)
+                plan.too_large.append(node)
+    plan.cost = growth
+    plan.values = sorted(values, key=lambda value: (region.nodes[value.producer()], value.index() or 0))  # type: ignore[index]
+    return plan
+
+
+class _Region:
+    """The nodes whose results are the same in every run, in topological order."""
+
+    def __init__(self, ctx: PassContext, limit: int, evaluate: bool, excluded: Callable[[onnx_ir.Node], bool]) -> None:
+        self.ctx = ctx
+        self.nodes: dict[onnx_ir.Node, int] = {}
+        self.known: dict[onnx_ir.Value, np.ndarray] = {}
+        self.sizes: dict[onnx_ir.Value, int] = {}
+        #: Nodes in the sub-graphs of region nodes: they come and go with these.
+        self.owners: dict[onnx_ir.Node, onnx_ir.Node] = {}
+        self._limit, self._evaluate, self._excluded = limit, evaluate, excluded
+
+    def scan(self, graph: onnx_ir.Graph) -> None:
+        for node in graph:
+            used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+            if used and (self._is_known(node, used) or self._is_computable(node, used)):
+                self.nodes[node] = len(self.nodes)
+                for inner in _inner_nodes(node):
+                    self.owners[inner] = node
+            else:
+                for inner_graph in subgraphs(node):
+                    self.scan(inner_graph)
+
+    def is_const(self, value: onnx_ir.Value) -> bool:
+        return value.producer() in self.nodes or self.ctx.facts.is_const(value)
+
+    def _is_known(self, node: onnx_ir.Node, used: Sequence[onnx_ir.Value]) -> bool:
+        """Whether the facts know the contents of all outputs that are used."""
+        if self._is_carrier(node):
+            return False
+        arrays = {}
+        for value in used:
+            ints, dtype, shape = self.ctx.facts.ints(value), self.ctx.facts.dtype(value), self._static_shape(value)
+            if ints is None or dtype is None or shape is None:
+                return False
+            arrays[value] = np.array(ints, dtype.numpy()).reshape(shape)
+        self.known.update(arrays)
+        self.sizes.update({value: array.nbytes for value, array in arrays.items()})
+        return True
+
+    def _is_carrier(self, node: onnx_ir.Node) -> bool:
+        """Whether the node only hands a stored constant on, to an output maybe: there is nothing to compute."""
+        if node.op_type == "Constant":
+            return True
+        return node.op_type == "Identity" and self.ctx.facts.is_const(node.inputs[0])
+
+    def _is_computable(self, node: onnx_ir.Node, used: Sequence[onnx_ir.Value]) -> bool:
+        if not self._evaluate or node.op_type in _KEPT or node.domain not in _DOMAINS or self._is_carrier(node):
+            return False
+        inputs = list(captured(node))
+        if not all(self.is_const(value) for value in inputs) or self._excluded(node):
+            return False
+        if not is_pure(node, self.ctx) or node.op_identifier() in self.ctx.model.functions:
+            return False
+        sizes = {value: self._nbytes(value, node, inputs) for value in used}
+        if not all(size is not None and size <= self._limit for size in sizes.values()):
+            return False
+        if any(True for _ in subgraphs(node)) and not self._ends_soon(node):
+            return False
+        self.sizes.update(sizes)  # type: ignore[arg-type]
+        return True
+
+    def _static_shape(self, value: onnx_ir.Value) -> tuple[int, ...] | None:
+        shape = self.ctx.facts.shape(value)
+        if shape is None or not all(isinstance(dim, int) for dim in shape):
+            return None
+        return shape  # type: ignore[return-value]
+
+    def _nbytes(self, value: onnx_ir.Value, node: onnx_ir.Node, inputs: Sequence[onnx_ir.Value]) -> int | None:
+        """The size of a value, or a bound of it; None where it could be anything."""
+        dtype, shape = self.ctx.facts.dtype(value), self._static_shape(value)
+        if dtype is None:
+            return None
+        if shape is not None:
+            bits = _STRING_BYTES * 8 if dtype == onnx_ir.DataType.STRING else dtype.bitwidth
+            return math.ceil(math.prod(shape) * bits / 8)
+        if node.op_type not in _DATA_DEPENDENT:
+            return None
+        shapes = [self._static_shape(v) for v in inputs]
+        if None in shapes:
+            return None
+        return sum(8 * max(1, len(s)) * math.prod(s) for s in shapes if s is not None)
+
+    def _ends_soon(self, node: onnx_ir.Node) -> bool:
+        """Whether a Loop or Scan is short and small enough to be run at compile time."""
+        if node.op_type == "Loop":
+            trips = self.ctx.facts.scalar(node.inputs[0])
+            if trips is None or trips > _MAX_TRIPS:
+                return False
+        for inner in _inner_nodes(node):
+            if inner.op_type in ("Loop", "Scan") or inner.op_identifier() in self.ctx.model.functions:
+                return False
+            for value in inner.outputs:
+                dtype, shape = self.ctx.facts.dtype(value), self._static_shape(value)
+                if value.name and (dtype is None or shape is None or math.prod(shape) * 8 > _MAX_INNER_BYTES):
+                    return False
+        return True
+
+
+@dataclass
+class _Account:
+    """What storing a value costs and saves, in bytes of the saved model."""
+
+    value: onnx_ir.Value
+    cost: int
+    order: tuple[float, int]
+    generated: bool
+
+    @classmethod
+    def of(cls, value: onnx_ir.Value, dying: set[onnx_ir.Node], region: _Region) -> _Account:
+        gone = _exclusive(value, dying, region)
+        cost = region.sizes[value] + _overhead(value)
+        for node in gone:
+            cost -= _node_bytes(node)
+        for weight in _freed(gone, region):
+            cost -= weight.const_value.nbytes + _overhead(weight)  # type: ignore[union-attr]
+        generated = any(node.op_type in _GENERATORS for node in gone)
+        first = value.producer()
+        return cls(value, cost, (cost / len(gone), region.nodes[first]), generated)  # type: ignore[index]
+
+
+def _frontier(region: _Region, dying: set[onnx_ir.Node]) -> Iterator[onnx_ir.Value]:
+    """The values of dying nodes that something else reads."""
+    for node in region.nodes:
+        if node in dying:
+            for value in node.outputs:
+                if value.is_graph_output() or any(region.owners.get(u.node, u.node) not in dying for u in value.uses()):
+                    yield value
+
+
+def _exclusive(value: onnx_ir.Value, dying: set[onnx_ir.Node], region: _Region) -> dict[onnx_ir.Node, None]:
+    """The nodes that are there for this value only: they go when it is stored."""
+    first = value.producer()
+    assert first is not None
+    gone: dict[onnx_ir.Node, None] = {first: None}
+    pending = [first]
+    while pending:
+        for read in captured(pending.pop()):
+            node = read.producer()
+            if node is None or node in gone or node not in dying:
+                continue
+            outputs = node.outputs
+            if any(v.is_graph_output() for v in outputs):
+                continue
+            if all(region.owners.get(use.node, use.node) in gone for v in outputs for use in v.uses()):
+                gone[node] = None
+                pending.append(node)
+    return gone
+
+
+def _freed(gone: dict[onnx_ir.Node, None], region: _Region) -> list[onnx_ir.Value]:
+    """The initializers that only nodes in ``gone`` read."""
+    read = {value: None for node in gone for value in captured(node) if value.is_initializer()}
+    return [
+        value
+        for value in read
+        if value.const_value is not None
+        and not (value.is_graph_input() or value.is_graph_output())
+        and all(region.owners.get(use.node, use.node) in gone for use in value.uses())
+    ]
+
+
+def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """What a node reads from outside, by its sub-graphs too."""
+    yield from (value for value in node.inputs if value is not None)
+    for graph in subgraphs(node):
+        inside = set(graph.inputs) | set(graph.initializers.values())
+        for inner in graph:
+            yield from (value for value in captured(inner) if value not in inside)
+            inside.update(inner.outputs)
+
+
+def _inner_nodes(node: onnx_ir.Node) -> Iterator[onnx_ir.Node]:
+    for graph in subgraphs(node):
+        yield from graph.all_nodes()
+
+
+# An estimate of protobuf's framing: names, dims and types of a tensor; names, op and attributes of a node.
+
+
+def _overhead(value: onnx_ir.Value) -> int:
+    rank = len(value.shape) if value.shape is not None else 1
+    return 2 * len(value.name or "") + 24 + 6 * rank
+
+
+def _node_bytes(node: onnx_ir.Node) -> int:
+    names = [node.op_type, node.name or "", *(v.name or "" for v in (*node.inputs, *node.outputs) if v is not None)]
+    return 4 + sum(len(name) + 2 for name in names) + 20 * len(node.attributes)
