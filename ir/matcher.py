@@ -65,6 +65,9 @@ class Match:
         except KeyError:
             raise AttributeError(name) from None
 
+    def __getitem__(self, name: str) -> Any:
+        return self.bindings[name]
+
     def get(self, name: str, default: Any = None) -> Any:
         """The binding of a variable, or a default where the branch that binds it was not taken."""
         return self.bindings.get(name, default)

@@ -25,7 +25,9 @@ from optc.ir.rewriter import RULE_KEY, SOURCE_KEY
 _PLAIN = re.compile(r"[A-Za-z_]\w*")
 #: Words that the parser would take for something else where a name may stand.
 _RESERVED = frozenset({"seq", "map", "optional", "sparse_tensor"})
-_WRITABLE = frozenset(["FLOAT", "DOUBLE", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL"])
+_WRITABLE = frozenset(
+    ["FLOAT", "DOUBLE", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL"]
+)
 _HALVES = frozenset({onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16})
 _INDENT = "   "
 _ABSENT = '""'

@@ -13,6 +13,14 @@ from optc.passes.base import Pass
 
 #: Built-in passes: name -> "module:class". A new pass is one more row.
 BUILTIN: dict[str, str] = {
+    "inline": "optc.passes.clean.inline:Inline",
+    "fold": "optc.passes.clean.fold:Fold",
+    "control-flow": "optc.passes.clean.control_flow:ControlFlow",
+    "cse": "optc.passes.clean.cse:CommonSubexpressions",
+    "dce": "optc.passes.clean.dce:DeadCodeElimination",
+    "dedup": "optc.passes.clean.dedup:Deduplicate",
+    "fuse": "optc.passes.fusion.fuse:Fuse",
+    "emit": "optc.passes.emit.emit:Emit",
     "shapes": "optc.passes.clean.shapes:Shapes",
     "simplify": "optc.passes.clean.simplify:Simplify",
     "quantize-dynamic": "optc.passes.compress.quantize_dynamic:QuantizeDynamic",

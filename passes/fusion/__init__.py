@@ -1,1 +1,24 @@
-"""optc."""
+"""Fusions: patterns that become calls of fused ops, and layers whose weights take over what follows them.
+
+A fused op is a model-local function ``optc::X`` whose body is the sub-graph that was matched. Inputs and attributes,
+in this order, are those of the operator that usually realises it; an input that a match does not have is left out.
+
+==================================  ===================================  ====================================
+op                                  inputs                               attributes
+==================================  ===================================  ====================================
+Gelu, FastGelu                      x
+QuickGelu                           x                                    alpha
+BiasGelu, BiasFastGelu              x, bias
+HardSigmoid                         x                                    alpha, beta
+HardSwish                           x
+LayerNormalization                  x, scale, bias                       axis, epsilon
+SimplifiedLayerNormalization        x, scale                             axis, epsilon
+SkipLayerNormalization              x, skip, gamma, beta, bias           epsilon
+SkipSimplifiedLayerNormalization    x, skip, gamma, bias                 epsilon
+FusedConv                           x, w, b, z                           Conv's, activation, activation_params
+FusedGemm                           a, b, c                              Gemm's, activation, activation_params
+FusedMatMul                         a, b                                 alpha, transA, transB
+==================================  ===================================  ====================================
+
+The Skip ops have a second output, the residual sum, where it is read elsewhere.
+"""

@@ -1,0 +1,130 @@
+"""The pass that turns fused ops into operators of the target's runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx
+import onnx_ir
+
+from optc.ir.facts import Facts
+from optc.ir.functions import FUSED_DOMAIN, drop_unused_functions, inline
+from optc.ir.rewriter import RULE_KEY, Rewriter
+from optc.passes.base import Numerics, Pass, PassContext, all_graphs
+from optc.passes.emit.claims import CLAIMS, Realisation
+
+
+class Kernels(Protocol):
+    """The service "kernels": which operators the target's runtime really has."""
+
+    def supports(
+        self, domain: str, op: str, opset_version: int, dtypes: dict[str, onnx_ir.DataType], provider: str
+    ) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Emit(Pass):
+    """Turn every fused op into an operator that the target has a kernel for, or back into what it was.
+
+    Without the service "kernels" only operators of the ONNX standard are used.
+    """
+
+    name: ClassVar[str] = "emit"
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    def run(self, ctx: PassContext) -> None:
+        unclaimed: Counter[str] = Counter()
+        pending = [node for graph in all_graphs(ctx.model) for node in graph if node.domain == FUSED_DOMAIN]
+        while pending:
+            call = pending.pop()
+            realisation = choose(ctx, call)
+            if realisation is not None:
+                _realise(ctx.rewriter, call, realisation)
+                ctx.hit(f"{realisation.domain or 'ai.onnx'}::{realisation.op}")
+                continue
+            unclaimed[f"{call.op_type} ({_type_name(ctx, call)})"] += 1
+            pending.extend(node for node in inline(ctx.rewriter, call) if node.domain == FUSED_DOMAIN)
+        for what, count in sorted(unclaimed.items()):
+            ctx.remark("skipped", f"{count} x {what}", f"no faster kernel on {ctx.target.provider}: left in its parts")
+        drop_unused_functions(ctx.model)
+
+
+def choose(ctx: PassContext, call: onnx_ir.Node) -> Realisation | None:
+    """The first realisation of a fused op that the target runs; None if there is none."""
+    return next((one for one in CLAIMS.get(call.op_type, ()) if _fits(ctx, call, one)), None)
+
+
+def _fits(ctx: PassContext, call: onnx_ir.Node, one: Realisation) -> bool:
+    facts, provider = ctx.facts, ctx.target.provider
+    opset = ctx.rewriter.opset(one.domain) or 1
+    if opset < one.since or provider in one.slow_on or one.attributes(_attributes(call)) is None:
+        return False
+    if one.ones is not None and _needs_ones(call, one.ones) and _normalized_shape(facts, call) is None:
+        return False
+    dtypes = {variable: facts.dtype(call.inputs[index]) for variable, index in one.types.items()}
+    if any(dtype is None for dtype in dtypes.values()):
+        return False
+    kernels: Kernels | None = ctx.services.get("kernels")
+    if kernels is None:
+        return _in_standard(one, opset, dtypes)
+    return kernels.supports(one.domain, one.op, opset, dtypes, provider)
+
+
+def _in_standard(one: Realisation, opset: int, dtypes: dict[str, Any]) -> bool:
+    """Whether ONNX itself defines the operator for these types."""
+    if one.domain:
+        return False
+    try:
+        schema = onnx.defs.get_schema(one.op, opset, one.domain)
+    except onnx.defs.SchemaError:
+        return False
+    allowed = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
+    return all(f"tensor({dtype.name.lower()})" in allowed.get(name, ()) for name, dtype in dtypes.items())
+
+
+def _realise(rw: Rewriter, call: onnx_ir.Node, one: Realisation) -> None:
+    """Replace the call by the operator."""
+    positions = one.outputs[: len(call.outputs)]
+    with rw.at(call, call.metadata_props.get(RULE_KEY, "emit")):
+        inputs = list(call.inputs)
+        if one.ones is not None and _needs_ones(call, one.ones):
+            inputs += [None] * (one.ones + 1 - len(inputs))
+            dtype = rw.facts.dtype(call.inputs[0]).numpy()
+            inputs[one.ones] = rw.constant(np.ones(_normalized_shape(rw.facts, call), dtype), "ones")
+        made = rw.op(
+            one.op, *inputs, domain=one.domain, outputs=max(positions) + 1, **one.attributes(_attributes(call))
+        )
+        results = [made] if isinstance(made, onnx_ir.Value) else list(made)
+        for index, value in enumerate(results):
+            if index not in positions:
+                value.name = ""  # an optional output that nobody asks for
+        wanted = [results[position] for position in positions]
+        if one.finish is not None:
+            wanted[0] = one.finish(rw, call, wanted[0])
+        for old, new in zip(call.outputs, wanted, strict=True):
+            rw.facts.assume(new, like=old)
+            rw.replace(old, new)
+        rw.erase(call)
+
+
+def _attributes(call: onnx_ir.Node) -> dict[str, Any]:
+    return {name: attr.value for name, attr in call.attributes.items()}
+
+
+def _needs_ones(call: onnx_ir.Node, index: int) -> bool:
+    return len(call.inputs) <= index or call.inputs[index] is None
+
+
+def _normalized_shape(facts: Facts, call: onnx_ir.Node) -> tuple[int, ...] | None:
+    """The shape of the normalized axes, if it is the same in every run."""
+    shape, axis = facts.shape(call.inputs[0]), call.attributes["axis"].as_int()
+    dims = None if shape is None else shape[axis:]
+    return dims if dims is not None and all(isinstance(dim, int) for dim in dims) else None
+
+
+def _type_name(ctx: PassContext, call: onnx_ir.Node) -> str:
+    dtype = ctx.facts.dtype(call.inputs[0])
+    return "unknown type" if dtype is None else dtype.name.lower()

@@ -1,0 +1,58 @@
+"""The pass that applies the fusions, and the order in which they are tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from optc.ir.errors import UsageError
+from optc.ir.targets import suggestion
+from optc.passes.base import Numerics, Pass, PassContext
+from optc.passes.driver import apply_rules
+from optc.passes.fusion import activation, affine, conv, matmul, norm
+from optc.passes.rule import FusionRule, Rule
+
+#: Rules in the order in which they are tried; a phase starts when nothing is left to do for the one before. What is
+#: larger comes before what could take a part of it away.
+PHASES: tuple[tuple[Rule, ...], ...] = (
+    affine.RULES,
+    (*activation.RULES, *conv.RULES, matmul.matmul_add, norm.layer_norm),
+    (norm.layer_norm_no_bias, norm.rms_norm, matmul.gemm_activation, matmul.scaled_matmul),
+    (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
+    (norm.skip_layer_norm, norm.skip_rms_norm),
+)
+
+
+def fusions() -> dict[str, Rule]:
+    """All rules by name."""
+    return {rule.name: rule for phase in PHASES for rule in phase}
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Recognise what exporters took apart: activations, normalizations, layers with what follows them.
+
+    A fused op is a call of a function that holds the original nodes; the pass ``emit`` decides what becomes of it.
+    """
+
+    name: ClassVar[str] = "fuse"
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    #: Names of the only rules to apply; empty for all.
+    only: tuple[str, ...] = ()
+    #: Names of rules to leave out.
+    skip: tuple[str, ...] = ()
+
+    def run(self, ctx: PassContext) -> None:
+        known = fusions()
+        for name in (*self.only, *self.skip):
+            if name not in known:
+                raise UsageError(
+                    f"there is no fusion {name!r}", hint=suggestion(name, known, f"there are: {', '.join(known)}")
+                )
+        for phase in PHASES:
+            chosen = [r for r in phase if (not self.only or r.name in self.only) and r.name not in self.skip]
+            fired = apply_rules(ctx, chosen)
+            if fired and any(isinstance(rule, FusionRule) and rule.exports for rule in chosen):
+                # An exported value is made where its fused op is, which may be behind some of its readers.
+                ctx.model.graph.sort()
