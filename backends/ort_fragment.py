@@ -163,7 +163,7 @@ class _Boundary:
         array = np.asarray(array)
         dtype = _dtype(value, array)
         if dtype != onnx_ir.DataType.STRING and array.nbytes <= EMBED_BYTES:
-            tensor = onnx_ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
+            tensor = onnx_ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=name)
             self.initializers.append(onnx_ir.serde.serialize_tensor(tensor))
             return
         self.inputs.append(helper.make_tensor_value_info(name, int(dtype), array.shape))

@@ -49,9 +49,9 @@ def to_ort_value(array: np.ndarray, dtype: onnx_ir.DataType) -> onnxruntime.OrtV
     The caller keeps ``array`` alive as long as the value is in use.
     """
     if is_native(dtype):
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     if dtype.bitwidth >= 8:
-        raw = np.ascontiguousarray(array).view(np.uint16 if dtype.bitwidth == 16 else np.uint8)
+        raw = np.asarray(array, order="C").view(np.uint16 if dtype.bitwidth == 16 else np.uint8)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, int(dtype))
     # A sub-byte tensor's shape counts elements while its memory counts bytes: a buffer of the full shape whose first
     # bytes hold the packed elements satisfies both.

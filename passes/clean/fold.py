@@ -64,10 +64,11 @@ class Fold(Pass):
         """Say what was left, unless that was said before."""
         notes = []
         if plan.too_large:
+            examples = label(plan.too_large[0])
             notes.append(
                 (
                     f"{len(plan.too_large)} constant values stay computed at run time",
-                    f"storing {label(plan.too_large[0])} and the like would cost more than growth={self.growth:g} allows",
+                    f"storing {examples} and the like would cost more than growth={self.growth:g} allows",
                 )
             )
         if failed:
@@ -184,4 +185,4 @@ def _tensor(array: Any, dtype: onnx_ir.DataType | None) -> onnx_ir.TensorProtoco
     if array.dtype.kind in "OSU":
         texts = [item.encode() if isinstance(item, str) else bytes(item) for item in array.reshape(-1)]
         return onnx_ir.StringTensor(texts, shape=onnx_ir.Shape(array.shape))
-    return onnx_ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), dtype=dtype)
+    return onnx_ir.Tensor(np.asarray(array, order="C"), dtype=dtype)
