@@ -19,6 +19,7 @@ import onnxruntime
 
 from optc.backends.ort_values import is_native, to_ort_value
 from optc.ir.errors import BackendError
+from optc.ir.mapped import file_range
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
 
@@ -100,7 +101,7 @@ def _share(model: onnx_ir.Model) -> Loadable:
                 result.values.append(to_ort_value(array, tensor.dtype))
                 result.buffers.append(array)
                 value.const_value = _placeholder(tensor, name)
-            elif in_file:
+            elif in_file or file_range(tensor) is not None:
                 value.const_value = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
     data = _serialize_light(light)
     result.source = data

@@ -1,6 +1,7 @@
 """Loading: the one way by which a model enters optc.
 
-External data is never read here: tensors stay memory-mapped files until somebody asks for their contents.
+Weights are not read here, be they external data or part of the file: they stay in mapped files until somebody asks for
+their contents.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import google.protobuf.message
 import google.protobuf.text_format
+import numpy as np
 import onnx
 import onnx_ir
 from onnx_ir import external_data, serde
 
+from optc.ir import wire
 from optc.ir.errors import ModelError
+from optc.ir.mapped import MappedFile, MappedTensor, can_map
 from optc.ir.verify import verify_structure
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
@@ -49,7 +53,8 @@ def load(source: ModelSource) -> onnx_ir.Model:
         where = str(path)
         model = _deserialize(_read(path), where)
         external_data.set_base_dir(model.graph, str(path.absolute().parent))
-    _check_external_data(model, where)
+        _check_external_data(model, where)
+        _map_tensors(model, path)
     _normalize(model, where)
     problems = verify_structure(model)
     if problems:
@@ -59,7 +64,7 @@ def load(source: ModelSource) -> onnx_ir.Model:
 
 
 def external_tensors(model: onnx_ir.Model) -> Iterator[onnx_ir.ExternalTensor]:
-    """Every tensor of the model, in graphs and sub-graphs, whose data lies in a file beside it."""
+    """Every tensor of the model, in graphs and sub-graphs, that refers to a file."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, onnx_ir.ExternalTensor):
@@ -76,15 +81,13 @@ def _read(path: Path) -> onnx.ModelProto:
             raise ModelError("the file is empty", where=str(path), hint="export or download the model again")
         if path.suffix in _TEXT_SUFFIXES:
             return onnx.load(path, load_external_data=False)
-        proto = onnx.ModelProto()
-        proto.ParseFromString(path.read_bytes())
+        return wire.read_skeleton(path)
     except OSError as error:
         raise ModelError(f"cannot read the file: {error.strerror}", where=str(path)) from error
     except (google.protobuf.message.DecodeError, google.protobuf.text_format.ParseError, ValueError) as error:
         raise ModelError(
             "not an ONNX file, or a truncated one", where=str(path), hint="export or download the model again"
         ) from error
-    return proto
 
 
 def _deserialize(proto: onnx.ModelProto, where: str) -> onnx_ir.Model:
@@ -136,6 +139,13 @@ def _prefer_proto_text(proto: onnx.ModelProto, where: str) -> None:
 def _check_external_data(model: onnx_ir.Model, where: str) -> None:
     sizes: dict[str, int] = {}
     for tensor in external_tensors(model):
+        if tensor.location == wire.EMBEDDED:
+            if tensor.length != tensor.nbytes:
+                raise ModelError(
+                    f"tensor {tensor.name!r} holds {tensor.length} bytes; its type and dims need {tensor.nbytes}",
+                    where=where,
+                )
+            continue
         place = f"{where}, tensor {tensor.name!r}"
         try:
             tensor._check_path_containment()
@@ -165,6 +175,30 @@ def _check_external_data(model: onnx_ir.Model, where: str) -> None:
                 where=place,
                 hint="the copy or download was cut off; fetch it again",
             )
+
+
+def _map_tensors(model: onnx_ir.Model, path: Path) -> None:
+    """Let all tensors of one file share one map of it."""
+    files: dict[str, MappedFile] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, onnx_ir.ExternalTensor):
+                continue
+            embedded = tensor.location == wire.EMBEDDED
+            if not embedded and not can_map(tensor.dtype):
+                continue
+            place = str(path) if embedded else tensor.path
+            file = files.setdefault(place, MappedFile(place))
+            mapped: onnx_ir.TensorProtocol = MappedTensor(
+                file, tensor.offset or 0, tensor.dtype, tensor.shape, tensor.name or "", embedded
+            )
+            if not can_map(tensor.dtype):
+                packed = file.array(np.dtype(np.uint8), tensor.offset or 0, (tensor.nbytes,))
+                mapped = onnx_ir.PackedTensor(packed, tensor.dtype, shape=tensor.shape, name=tensor.name)
+            mapped.doc_string = tensor.doc_string
+            mapped.metadata_props.update(tensor.metadata_props)
+            value.const_value = mapped
 
 
 def _normalize(model: onnx_ir.Model, where: str) -> None:

@@ -7,6 +7,7 @@ through this process, so that neither time nor memory depends on reading it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ import onnx_ir
 from onnx_ir import serde
 
 from optc.ir.errors import OutputError
-from optc.ir.model import external_tensors
+from optc.ir.mapped import file_range, is_external
+from optc.ir.wire import encode_varint
 
 #: Tensors of at least this many bytes are streamed; smaller ones travel inside the serialized graph.
 STREAM_BYTES = 1024
@@ -39,7 +41,7 @@ def to_proto(model: onnx_ir.Model) -> onnx.ModelProto:
     inline = {
         value: onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
         for value in _initializers(model)
-        if isinstance(value.const_value, onnx_ir.ExternalTensor)
+        if file_range(value.const_value) is not None
     }
     with _swapped(inline):
         return serde.serialize_model(model)
@@ -63,7 +65,7 @@ def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool |
     path = Path(path)
     if external is None:
         total = sum(value.const_value.nbytes for value in _initializers(model))
-        external = total > INLINE_LIMIT or next(external_tensors(model), None) is not None
+        external = total > INLINE_LIMIT or any(is_external(value.const_value) for value in _initializers(model))
     files = [path, path.with_name(path.name + ".data")] if external else [path]
     temporary = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in files]
     try:
@@ -120,7 +122,7 @@ def _skeleton(model: onnx_ir.Model, layout: dict[onnx_ir.Value, tuple[int, int]]
     inline: dict[onnx_ir.Value, onnx_ir.TensorProtocol] = {
         value: onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
         for value in _initializers(model)
-        if isinstance(value.const_value, onnx_ir.ExternalTensor) and value not in layout
+        if file_range(value.const_value) is not None and value not in layout
     }
     for value, (offset, length) in layout.items():
         tensor = value.const_value
@@ -164,13 +166,13 @@ def _write_inline(model: onnx_ir.Model, model_file: Path) -> None:
     size = len(graph)
     for value in streamed:
         header, nbytes = headers[value.name], value.const_value.nbytes
-        body = header + bytes([_TENSOR_RAW_DATA]) + _varint(nbytes)
-        prefix = bytes([_GRAPH_INITIALIZER]) + _varint(len(body) + nbytes) + body
+        body = header + bytes([_TENSOR_RAW_DATA]) + encode_varint(nbytes)
+        prefix = bytes([_GRAPH_INITIALIZER]) + encode_varint(len(body) + nbytes) + body
         prefixes.append(prefix)
         size += len(prefix) + nbytes
     with open(model_file, "wb") as out:
         out.write(proto.SerializeToString(deterministic=True))
-        out.write(bytes([_MODEL_GRAPH]) + _varint(size))
+        out.write(bytes([_MODEL_GRAPH]) + encode_varint(size))
         out.write(graph)
         for value, prefix in zip(streamed, prefixes, strict=True):
             out.write(prefix)
@@ -178,16 +180,17 @@ def _write_inline(model: onnx_ir.Model, model_file: Path) -> None:
 
 
 def _stream(tensor: onnx_ir.TensorProtocol, out: BinaryIO) -> None:
-    if not isinstance(tensor, onnx_ir.ExternalTensor):
+    place = file_range(tensor)
+    if place is None:
         out.write(tensor.tobytes())
         return
+    path, offset, left = place
     out.flush()
-    with open(tensor.path, "rb") as source:
-        offset, left = tensor.offset or 0, tensor.nbytes
+    with open(path, "rb") as source:
         while left:
             copied = _copy_range(source.fileno(), out.fileno(), offset, left)
             if copied == 0:
-                raise OSError(5, f"the data file {tensor.path} was cut off while it was being copied")
+                raise OSError(errno.EIO, f"the data file {path} was cut off while it was being copied")
             offset, left = offset + copied, left - copied
     out.seek(0, os.SEEK_END)
 
@@ -202,12 +205,3 @@ def _copy_range(source: int, target: int, offset: int, count: int) -> int:
                 return copied
     os.lseek(source, offset, os.SEEK_SET)
     return os.write(target, os.read(source, min(count, 2**24)))
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
