@@ -129,11 +129,15 @@ def _is_plain(tensor: onnx_ir.TensorProtocol) -> bool:
     return tensor.dtype != onnx_ir.DataType.STRING
 
 
+def _shape(tensor: onnx_ir.TensorProtocol) -> onnx_ir.Shape:
+    return onnx_ir.Shape(tensor.shape.numpy())
+
+
 def _placeholder(tensor: onnx_ir.TensorProtocol, tensors: list[onnx_ir.TensorProtocol]) -> onnx_ir.ExternalTensor:
     """Something small that survives the journey through a proto and names its place in ``tensors``."""
     tensors.append(tensor)
     location = f"{_LOCATION}{len(tensors) - 1}"
-    return onnx_ir.ExternalTensor(location, 0, 0, tensor.dtype, shape=tensor.shape, name=tensor.name or "")
+    return onnx_ir.ExternalTensor(location, 0, 0, tensor.dtype, shape=_shape(tensor), name=tensor.name or "")
 
 
 def _number(constant: gs.Constant) -> int | None:
@@ -219,7 +223,7 @@ def _restore_tensors(model: onnx_ir.Model, tensors: Sequence[onnx_ir.TensorProto
         for value in graph.initializers.values():
             value.const_value = original(value.const_value) or value.const_value
             if value.const_value is not None:
-                value.shape = onnx_ir.Shape(value.const_value.shape)
+                value.shape = _shape(value.const_value)
                 value.dtype = value.const_value.dtype
         for node in graph:
             for name, attribute in list(node.attributes.items()):

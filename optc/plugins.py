@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -114,7 +115,7 @@ def _register(target: Environment, found: Found, plugin: Plugin) -> None:
         if _well_formed(found, "backends", name, location):
             target.backends.add(name, location, owner)
     if plugin.targets is not None:
-        for described in _guarded(found, lambda: _targets(plugin.targets)) or {}:
+        for described in _guarded(found, partial(_targets, plugin.targets)) or []:
             target.add_target(described, owner)
 
 
@@ -138,7 +139,7 @@ def _place(target: Environment, found: Found, plugin: Plugin) -> None:
         if side not in ("before", "after") or anchor not in target.passes:
             known = "is not a pass" if side in ("before", "after") else 'is to be "before:PASS" or "after:PASS"'
             found.errors.append(f"place: {name!r}: {where!r} {known}")
-        elif _guarded(found, lambda name=name: pass_class(target.passes, name)) is not None:
+        elif _guarded(found, partial(pass_class, target.passes, name)) is not None:
             target.placements[name] = (side, anchor)
 
 

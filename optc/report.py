@@ -199,6 +199,11 @@ class Spread:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, spread: timing.Spread) -> Spread:
+        """Of what the clock gave."""
+        return cls(spread.median, spread.low, spread.high)
+
 
 @dataclass
 class Latency:
@@ -224,9 +229,14 @@ class Latency:
     def of(cls, comparison: timing.Comparison, how: str) -> Latency:
         """Of a comparison whose first candidate is the original and whose last is the result."""
         before, after = comparison.timings[0], comparison.timings[-1]
-        spreads = (Spread(s.median, s.low, s.high) for s in (before.seconds, after.seconds, after.ratio))
         settled = "" if comparison.stable else ", not settled"
-        return cls(True, *spreads, how=f"{how}, {comparison.rounds} rounds in turns{settled}")
+        return cls(
+            True,
+            Spread.of(before.seconds),
+            Spread.of(after.seconds),
+            Spread.of(after.ratio),
+            how=f"{how}, {comparison.rounds} rounds in turns{settled}",
+        )
 
     def text(self) -> str:
         """One line on it."""

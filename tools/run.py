@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def drawn(graph: onnx_ir.Model, shapes: Iterable[str], seed: int) -> dict[str, n
     return draw_inputs(graph, {**usual_bindings(graph, {"batch": 1}), **dim_sizes(shapes, graph)}, seed)
 
 
-def _named(results: list[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
+def _named(results: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
     """Arrays to save; absent optional outputs are left out, sequences are numbered."""
     for index, result in enumerate(results):
         for name, value in result.items():
