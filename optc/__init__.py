@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ _PUBLIC = {
 }
 
 __all__ = ["OptcError", "Result", "compile", "load", "optimize"]
+
+# In a checkout this folder may shadow the installed package; its sub-packages then lie beside it, not in it.
+if (Path(__file__).parents[1] / "ir" / "errors.py").is_file():
+    __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> Any:
