@@ -300,7 +300,8 @@ def _compare_exact(reference: np.ndarray, candidate: np.ndarray, limits: Toleran
     if share > limits.integer_share:
         place = tuple(int(index) for index in np.argwhere(differ)[0])
         where = f" at {list(place)}" if place else ""
-        problem = f"{share:.2%} of the elements differ, first{where}: {candidate[place]!r} for {reference[place]!r}"
+        got, expected = (array.item(*place) for array in (candidate, reference))
+        problem = f"{share:.2%} of the elements differ, first{where}: {got!r} instead of {expected!r}"
     return OutputDiff(name, share, max_abs, reference.size, problem)
 
 

@@ -96,13 +96,14 @@ def check_sample(sample: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], w
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(
-                    "this is a single array without a name", where=str(path), hint="write it with numpy.savez instead"
-                )
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise DataError(
+                "this is a single array without a name", where=str(path), hint="write it with numpy.savez instead"
+            )
+        with archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise DataError("no such file", where=str(path), hint="check the path") from error
         raise DataError(
