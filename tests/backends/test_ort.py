@@ -20,7 +20,8 @@ def scaled(rows: int = 64, columns: int = 512) -> onnx_ir.Model:
     """y = x @ w with a weight big enough to be shared as memory."""
     weight = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
     model = onnx_ir.from_onnx_text(
-        f'<ir_version: 8, opset_import: ["": 17]> g (float[N, {rows}] x) => (float[N, {columns}] y) {{ y = MatMul(x, w) }}'
+        '<ir_version: 8, opset_import: ["": 17]> '
+        f"g (float[N, {rows}] x) => (float[N, {columns}] y) {{ y = MatMul(x, w) }}"
     )
     value = onnx_ir.Value(name="w", const_value=onnx_ir.tensor(weight, name="w"))
     model.graph.register_initializer(value)
