@@ -278,6 +278,8 @@ def _meaning(name: str, place: tuple[ValueSpec, int]) -> str:
     spec, axis = place
     if axis == 0:
         return "batch"
+    if axis == 1 and spec.dtype is not None and spec.dtype.is_integer() and len(spec.shape or ()) == 2:
+        return "sequence"  # token ids and their masks
     if spec.dtype is not None and not spec.dtype.is_integer() and len(spec.shape or ()) >= 4 and axis >= 2:
         return "space"
     return "other"
