@@ -91,8 +91,7 @@ def _share(model: onnx_ir.Model) -> Loadable:
             tensor = value.const_value
             if tensor is None:
                 continue
-            in_file = isinstance(tensor, onnx_ir.ExternalTensor)
-            if in_file and os.path.abspath(tensor.base_dir) == folder:
+            if isinstance(tensor, onnx_ir.ExternalTensor) and os.path.abspath(tensor.base_dir) == folder:
                 continue
             # ONNX Runtime takes shared memory for the main graph's initializers only.
             if graph is light.graph and is_native(tensor.dtype) and _is_big(tensor):
@@ -101,7 +100,7 @@ def _share(model: onnx_ir.Model) -> Loadable:
                 result.values.append(to_ort_value(array, tensor.dtype))
                 result.buffers.append(array)
                 value.const_value = _placeholder(tensor, name)
-            elif in_file or file_range(tensor) is not None:
+            elif isinstance(tensor, onnx_ir.ExternalTensor) or file_range(tensor) is not None:
                 value.const_value = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
     data = _serialize_light(light)
     result.source = data
@@ -113,7 +112,8 @@ def _is_big(tensor: onnx_ir.TensorProtocol) -> bool:
 
 
 def _placeholder(tensor: onnx_ir.TensorProtocol, name: str) -> onnx_ir.ExternalTensor:
-    return onnx_ir.ExternalTensor("shared memory", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name)
+    shape = onnx_ir.Shape(tensor.shape.numpy())
+    return onnx_ir.ExternalTensor("shared memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
 
 def _serialize_light(model: onnx_ir.Model) -> bytes:

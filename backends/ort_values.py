@@ -44,10 +44,7 @@ def type_text(dtype: onnx_ir.DataType) -> str:
 
 
 def to_ort_value(array: np.ndarray, dtype: onnx_ir.DataType) -> onnxruntime.OrtValue:
-    """Wrap ``array`` without copying where its memory layout allows.
-
-    The caller keeps ``array`` alive as long as the value is in use.
-    """
+    """Wrap ``array`` without copying where its memory layout allows; the value keeps the memory alive."""
     if is_native(dtype):
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
     if dtype.bitwidth >= 8:

@@ -224,7 +224,9 @@ def _meaning(node: onnx_ir.Node, position: int, flow: _Flow, direct: bool) -> Ro
     """The role that a use gives to the input, if any."""
     op = node.op_type
     where = f"{op} '{node.name}'" if node.name else op
-    for table, kind in ((_INDEXES, "index"), (_LENGTHS, "length")):
+    kinds: tuple[tuple[Mapping[tuple[str, int], tuple[int, int | str]], Kind], ...]
+    kinds = ((_INDEXES, "index"), (_LENGTHS, "length"))
+    for table, kind in kinds:
         entry = _look_up(table, node, position)
         if entry is not None:
             size = _axis_size(node, *entry)

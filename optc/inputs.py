@@ -173,7 +173,7 @@ def _draw(
     if dtype == onnx_ir.DataType.STRING:
         words = np.array(["", "a", "the", "Zoë", "x y", "42"], object)
         return words[rng.integers(len(words), size=shape)]
-    numpy_type = dtype.numpy()
+    values: np.ndarray
     if role.kind in ("index", "length"):
         low, high = _interval(role, bindings)
         low, high = _representable(dtype, low, high)
@@ -192,11 +192,11 @@ def _draw(
         values = np.exp(0.5 * rng.standard_normal(shape)) + 1.0
     elif role.kind == "unit":
         values = rng.uniform(-0.99, 0.99, shape)
-    elif np.dtype(numpy_type).kind == "c":
+    elif dtype in (onnx_ir.DataType.COMPLEX64, onnx_ir.DataType.COMPLEX128):
         values = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
     else:
         values = rng.standard_normal(shape)
-    return np.asarray(values).astype(numpy_type)
+    return np.asarray(values).astype(dtype.numpy())
 
 
 def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -86,7 +86,8 @@ def check_sample(sample: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], w
         raise DataError(
             "; ".join(wrong), where=where, hint=f"the model takes {'; '.join(map(str, specs)) or 'no inputs'}"
         )
-    checked, sizes = {}, {}
+    checked: Sample = {}
+    sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
         array = _convert(sample[spec.name], spec, where)
         _check_shape(array, spec, sizes, where)

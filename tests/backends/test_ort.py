@@ -236,3 +236,27 @@ def test_claims_follow_the_kernels_of_the_target():
     assert backend.claims(gelu, targets["cpu"])
     assert backend.claims(gelu, targets["a100"])
     assert not backend.claims(nonsense, targets["cpu"])
+
+
+def test_weights_in_another_memory_order_are_read_right():
+    model = scaled()
+    turned = np.asfortranarray(model.graph.initializers["w"].const_value.numpy())
+    model.graph.initializers["w"].const_value = onnx_ir.tensor(turned, name="w")
+    session = Session(model)
+    del model
+    np.testing.assert_allclose(session.run({"x": X})["y"], X @ turned, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_scalars_stay_scalars(dtype):
+    kind = int(onnx_ir.DataType.from_numpy(np.dtype(dtype)))
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", kind, [])],
+        [helper.make_tensor_value_info("y", kind, [])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    result = Session(proto).run({"x": np.array(1.5, dtype)})["y"]
+    assert result.shape == ()
+    assert float(result) == 1.5

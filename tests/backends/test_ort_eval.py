@@ -256,3 +256,10 @@ def reference(op: str, a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
         return quotient if op == "Div" else np.mod(a, b)
     with np.errstate(over="ignore"):
         return {"Add": np.add, "Mul": np.multiply, "Sub": np.subtract}[op](a, b)
+
+
+def test_scalars_stay_scalars():
+    g = graph("a = Neg(w) b = Reshape(v, a) out = Identity(x)", w=np.array(-6), v=BIG)
+    scalar = nodes(g, "a")
+    assert Evaluator().run(scalar, {}, [value(g, "a")])[0].shape == ()
+    assert Evaluator().run(scalar, {scalar[0].inputs[0]: np.array(4)}, [value(g, "a")])[0] == -4
