@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir
@@ -13,7 +14,8 @@ from optc.passes.base import Pass, PassContext
 
 #: Larger tensors are told apart by samples first; only those that look alike are read as a whole.
 _SAMPLED = 1 << 16
-_SAMPLE, _CHUNK = 4096, 1 << 22
+_SAMPLES, _SAMPLE, _ALIGNMENT = 6, 32, 16
+_CHUNK = 1 << 22
 
 _Key = tuple[object, ...]
 
@@ -87,61 +89,47 @@ def fingerprint(tensor: onnx_ir.TensorProtocol | None) -> bytes:
             digest.update(repr(text).encode())
         return digest.digest()
     size = tensor.nbytes
-    if size <= _SAMPLED:
-        digest.update(tensor.tobytes())
-        return digest.digest()
-    with _Reader(tensor) as reader:
-        for offset in (0, size // 3, size // 2, size - _SAMPLE):
-            digest.update(reader.read(offset, _SAMPLE))
+    with _reader(tensor) as read:
+        if size <= _SAMPLED:
+            digest.update(read(0, size))
+        else:
+            for place in range(_SAMPLES):
+                offset = (size - _SAMPLE) * place // (_SAMPLES - 1)
+                digest.update(read(offset - offset % _ALIGNMENT, _SAMPLE))
     return digest.digest()
 
 
 def equal(a: onnx_ir.TensorProtocol | None, b: onnx_ir.TensorProtocol | None) -> bool:
     """Whether two tensors of one dtype and shape hold the same bytes."""
     assert a is not None and b is not None
-    if a is b or (_place(a) is not None and _place(a) == _place(b)):
+    if a is b or (file_range(a) is not None and file_range(a) == file_range(b)):
         return True
     if a.dtype == onnx_ir.DataType.STRING:
         return a.numpy().tolist() == b.numpy().tolist()
-    with _Reader(a) as left, _Reader(b) as right:
-        return all(x == y for x, y in zip(left.chunks(), right.chunks(), strict=True))
+    with _reader(a) as left, _reader(b) as right:
+        return all(left(offset, _CHUNK) == right(offset, _CHUNK) for offset in range(0, a.nbytes, _CHUNK))
 
 
-def _place(tensor: onnx_ir.TensorProtocol) -> tuple[str, int] | None:
-    """Where the bytes of a tensor in a file lie."""
-    place = file_range(tensor)
-    return place[:2] if place is not None else None
+@contextlib.contextmanager
+def _reader(tensor: onnx_ir.TensorProtocol) -> Iterator[Callable[[int, int], bytes]]:
+    """Reads so many bytes of a tensor from an offset on, which is a multiple of an element's size.
 
+    What lies in a file is read from there rather than mapped, and what is only a view of a weight is not copied as a
+    whole.
+    """
+    size, place = tensor.nbytes, file_range(tensor)
+    if place is not None:
+        with open(place[0], "rb") as file:
 
-class _Reader:
-    """Reads a tensor's bytes in pieces; an external file is neither mapped nor left open."""
+            def from_file(offset: int, count: int) -> bytes:
+                file.seek(place[1] + offset)
+                return file.read(min(count, size - offset))
 
-    def __init__(self, tensor: onnx_ir.TensorProtocol) -> None:
-        self._size = tensor.nbytes
-        self._start = 0
-        self._file = None
-        self._bytes = b""
-        place = file_range(tensor)
-        if place is not None:
-            path, self._start, _ = place
-            self._file = open(path, "rb")  # noqa: SIM115, closed by __exit__
-        else:
-            self._bytes = tensor.tobytes()
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def read(self, offset: int, count: int) -> bytes:
-        count = min(count, self._size - offset)
-        if self._file is None:
-            return self._bytes[offset : offset + count]
-        self._file.seek(self._start + offset)
-        return self._file.read(count)
-
-    def chunks(self) -> Iterator[bytes]:
-        for offset in range(0, self._size, _CHUNK):
-            yield self.read(offset, _CHUNK)
+            yield from_file
+    elif tensor.dtype.bitwidth % 8 == 0:
+        array = tensor.numpy()
+        flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+        yield lambda offset, count: flat[offset // array.itemsize : (offset + count) // array.itemsize].tobytes()
+    else:
+        packed = tensor.tobytes()
+        yield lambda offset, count: packed[offset : offset + count]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,9 @@ class Fold(Pass):
     What is stored may make the model larger by ``growth`` times the size of its weights plus ``slack`` bytes, over all
     runs of the pass; weights and nodes that are no longer needed are credited. ``slack`` is not for what a small node
     can write out again at any time (ConstantOfShape, Expand, Tile). No value of more than ``limit`` bytes is computed.
-    DequantizeLinear is never folded: that would undo the quantization.
+    Large weights that are only moved around (Transpose, Reshape) are not computed at all but read in the new order
+    when they are needed; all else that is computed takes at most ``memory`` bytes. DequantizeLinear is never folded:
+    that would undo the quantization.
     """
 
     name = "fold"
@@ -41,6 +43,7 @@ class Fold(Pass):
     growth: float = 0.01
     slack: int = 4096
     limit: int = 1 << 28
+    memory: int = 1 << 30
 
     def run(self, ctx: PassContext) -> None:
         _lift_constants(ctx)
@@ -53,6 +56,7 @@ class Fold(Pass):
             budget=int(self.growth * weights) - spent,
             slack=self.slack,
             limit=self.limit,
+            memory=self.memory,
             evaluate=evaluator is not None,
             excluded=lambda node: _FAILED in node.meta,
         )
@@ -127,7 +131,7 @@ def _apply(ctx: PassContext, plan: Plan, evaluator: Any) -> list[onnx_ir.Node]:
                 continue
             shape = ctx.facts.shape(value)
             learned |= shape is None or not all(isinstance(dim, int) for dim in shape)
-            with ctx.rewriter.at(node, "fold", plan.slice(value)):
+            with ctx.rewriter.at(node, "fold", plan.slice(value) if value.is_graph_output() else ()):
                 ctx.rewriter.materialize(value, tensor)
             _erase(ctx, node)
             ctx.hit("fold")
@@ -171,12 +175,21 @@ def _tensors(
     ctx: PassContext, plan: Plan, values: Sequence[onnx_ir.Value], evaluator: Any
 ) -> Mapping[onnx_ir.Value, onnx_ir.TensorProtocol | None]:
     """The contents of values: as the facts know them, else as the evaluator computes them."""
-    wanted = [value for value in values if value not in plan.known]
+    views = {v: tensor for v in values if v in plan.views and (tensor := _lazy(plan.views[v], v, ctx)) is not None}
+    wanted = [value for value in values if value not in plan.known and value not in views]
     nodes = plan.ancestors(wanted)
     feeds = {v: plan.known[v] for node in nodes for v in captured(node) if v in plan.known}
     arrays = evaluator.run(nodes, feeds, wanted, ctx.model.graph.opset_imports) if wanted else []
     computed = {**plan.known, **dict(zip(wanted, arrays, strict=True))}
-    return {value: _tensor(computed[value], ctx.facts.dtype(value)) for value in values}
+    return {value: views.get(value) or _tensor(computed[value], ctx.facts.dtype(value)) for value in values}
+
+
+def _lazy(view: Callable[[], np.ndarray], value: onnx_ir.Value, ctx: PassContext) -> onnx_ir.TensorProtocol | None:
+    """A large weight that was only moved around: it is read when it is needed, from where it lies."""
+    dtype, shape = ctx.facts.dtype(value), ctx.facts.shape(value)
+    if dtype is None or shape is None:
+        return None
+    return onnx_ir.LazyTensor(lambda: onnx_ir.Tensor(view(), dtype=dtype), dtype, onnx_ir.Shape(shape))  # type: ignore[arg-type]
 
 
 def _tensor(array: Any, dtype: onnx_ir.DataType | None) -> onnx_ir.TensorProtocol | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir
 
+from optc.ir.ops import perm_of
 from optc.ir.verify import subgraphs
 from optc.passes.base import PassContext
 from optc.passes.clean.purity import is_pure
@@ -25,10 +26,16 @@ _DOMAINS = {"", "ai.onnx.ml", "com.microsoft"}
 _GENERATORS = {"ConstantOfShape", "Expand", "Tile", "EyeLike"}
 #: Operators whose result's size depends on the data, but is bounded by the sizes of the inputs.
 _DATA_DEPENDENT = {"NonZero", "Unique", "Compress", "NonMaxSuppression"}
+#: Operators that only move their input around. Values of at least so many bytes are read through them when needed.
+_MOVING = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+_VIEWED_BYTES = 1 << 20
 #: Loops of more iterations, or with larger values inside, are not run at compile time.
 _MAX_TRIPS, _MAX_INNER_BYTES = 1024, 1 << 20
 #: Bytes to reckon with for one string.
 _STRING_BYTES = 64
+
+#: Reads a value's contents.
+View = Callable[[], np.ndarray]
 
 
 @dataclass
@@ -40,6 +47,9 @@ class Plan:
         known: Contents that need no computing.
         cost: By how many bytes the model is expected to grow; less than 0 never counts.
         too_large: Producers of values that do not fit the budget.
+        region: The nodes whose results are the same in every run, each with its place in topological order.
+        sizes: The bytes of their values, or a bound of them.
+        views: Large values that are a constant in another order or shape, and how to read them.
     """
 
     values: list[onnx_ir.Value] = field(default_factory=list)
@@ -48,6 +58,7 @@ class Plan:
     too_large: list[onnx_ir.Node] = field(default_factory=list)
     region: dict[onnx_ir.Node, int] = field(default_factory=dict)
     sizes: dict[onnx_ir.Value, int] = field(default_factory=dict)
+    views: dict[onnx_ir.Value, View] = field(default_factory=dict)
 
     def allowed(self, value: onnx_ir.Value) -> int:
         """How many bytes the value may have."""
@@ -79,6 +90,7 @@ def make_plan(
     budget: int,
     slack: int,
     limit: int,
+    memory: int,
     evaluate: bool,
     excluded: Callable[[onnx_ir.Node], bool],
 ) -> Plan:
@@ -88,13 +100,14 @@ def make_plan(
         ctx: The context of the pass.
         budget: Bytes by which the model may grow.
         slack: Further bytes, not for what generators write.
-        limit: No single value may have more bytes than this.
+        limit: No computed value may have more bytes than this.
+        memory: Nor all computed values together more than this.
         evaluate: Whether there is an evaluator; without one only contents that the facts know are stored.
         excluded: Nodes that are known not to be computable.
     """
     region = _Region(ctx, limit, evaluate, excluded)
     region.scan(ctx.model.graph)
-    plan = Plan(known=region.known, region=region.nodes, sizes=region.sizes)
+    plan = Plan(known=region.known, region=region.nodes, sizes=region.sizes, views=region.views)
     dying = set(region.nodes)
     if not dying:
         return plan
@@ -103,10 +116,11 @@ def make_plan(
         accounts = sorted(
             (_Account.of(value, dying, region) for value in _frontier(region, dying)), key=lambda one: one.order
         )
-        values, refused, growth = [], [], 0
+        values, refused, growth, held = [], [], 0, 0
         for account in accounts:
             room = budget + (0 if account.generated else slack)
-            if account.cost <= 0 or growth + account.cost <= room:
+            held += 0 if account.value in region.views else region.sizes[account.value]
+            if (account.cost <= 0 or growth + account.cost <= room) and held <= memory:
                 values.append(account.value)
                 growth += max(0, account.cost)
             else:
@@ -131,6 +145,7 @@ class _Region:
         self.nodes: dict[onnx_ir.Node, int] = {}
         self.known: dict[onnx_ir.Value, np.ndarray] = {}
         self.sizes: dict[onnx_ir.Value, int] = {}
+        self.views: dict[onnx_ir.Value, View] = {}
         #: Nodes in the sub-graphs of region nodes: they come and go with these.
         self.owners: dict[onnx_ir.Node, onnx_ir.Node] = {}
         self._limit, self._evaluate, self._excluded = limit, evaluate, excluded
@@ -178,12 +193,32 @@ class _Region:
         if not is_pure(node, self.ctx) or node.op_identifier() in self.ctx.model.functions:
             return False
         sizes = {value: self._nbytes(value, node, inputs) for value in used}
-        if not all(size is not None and size <= self._limit for size in sizes.values()):
-            return False
+        for value, size in sizes.items():
+            if size is None:
+                return False
+            view = self._view(node) if size >= _VIEWED_BYTES else None
+            if view is not None:
+                self.views[value] = view
+            elif size > self._limit:
+                return False
         if any(True for _ in subgraphs(node)) and not self._ends_soon(node):
             return False
         self.sizes.update(sizes)  # type: ignore[arg-type]
         return True
+
+    def _view(self, node: onnx_ir.Node) -> View | None:
+        """How to read the output of a node that only moves a constant around."""
+        if node.op_type not in _MOVING or node.domain != "":
+            return None
+        source, shape = node.inputs[0], self._static_shape(node.outputs[0])
+        perm = perm_of(node, self.ctx.facts) if node.op_type == "Transpose" else None
+        if source is None or shape is None or (node.op_type == "Transpose" and perm is None):
+            return None
+        tensor = self.ctx.facts.tensor(source)
+        read = self.views.get(source) if tensor is None else tensor.numpy
+        if read is None:
+            return None
+        return (lambda: read().transpose(perm)) if perm is not None else (lambda: read().reshape(shape))
 
     def _static_shape(self, value: onnx_ir.Value) -> tuple[int, ...] | None:
         shape = self.ctx.facts.shape(value)
