@@ -9,7 +9,7 @@ from optc.backends.registry import BackendRegistry
 from optc.ir.errors import UsageError
 from optc.ir.targets import Target, builtin_targets
 from optc.passes.levels import Level, builtin_levels
-from optc.passes.pipeline import Fixpoint, Item, Pipeline, parse_pipeline
+from optc.passes.pipeline import Fixpoint, Item, Pipeline, leaves, parse_pipeline
 from optc.passes.registry import Registry, pass_registry
 
 
@@ -51,6 +51,8 @@ class Environment:
     def pipeline(self, level: int, text: str | None = None) -> Pipeline:
         """The pipeline of a level with the passes of plugins in their places, or that of a text, which is left as is.
 
+        A plugin's pass whose numerics would break the level's promise stays out of that level.
+
         Raises:
             UsageError: The level does not exist or the text is not well formed.
         """
@@ -65,7 +67,8 @@ class Environment:
         items = parse_pipeline(self.levels[level].text, self.passes)
         for name, (side, anchor) in self.placements.items():
             new = parse_pipeline(name, self.passes)
-            items = _placed(items, new, side, anchor)
+            if all(item.numerics <= self.levels[level].numerics for item in leaves(new)):
+                items = _placed(items, new, side, anchor)
         return items
 
 

@@ -6,6 +6,8 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 
+from optc.passes.base import Numerics
+
 
 @dataclass(frozen=True)
 class Level:
@@ -14,11 +16,13 @@ class Level:
     Attributes:
         number: What stands after ``-O``.
         promise: What the user may rely on.
+        numerics: The widest class of numerics that the promise allows.
         entries: Pipeline text of each entry with the reason why it stands there.
     """
 
     number: int
     promise: str
+    numerics: Numerics
     entries: tuple[tuple[str, str], ...]
 
     @property
@@ -35,5 +39,6 @@ def builtin_levels() -> dict[int, Level]:
         entry = table[str(number)]
         inherited = levels[entry["extends"]].entries if "extends" in entry else ()
         own = tuple((step["run"], step["why"]) for step in entry.get("steps", ()))
-        levels[number] = Level(number, entry["promise"], inherited + own)
+        numerics = Numerics[entry["numerics"].upper()]
+        levels[number] = Level(number, entry["promise"], numerics, inherited + own)
     return levels

@@ -112,9 +112,11 @@ def pass_class(registry: Registry, name: str) -> type[Pass]:
     """The class of a pass.
 
     Raises:
-        UsageError: It is unknown, cannot be imported, or is not a pass.
+        UsageError: It is unknown, cannot be imported, is not a pass, or calls itself by another name.
     """
     loaded = registry.load(name)
     if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
         raise UsageError(f"{name!r} is not a pass: {loaded!r}")
+    if loaded.name != name:
+        raise UsageError(f"the pass registered as {name!r} calls itself {loaded.name!r}", hint="use one name for both")
     return loaded

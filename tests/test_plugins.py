@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from optc.ir.errors import UsageError
+from optc.passes.pipeline import print_pipeline
 from optc.plugins import Found, Plugin, environment
 
 PACKAGE = Path(__file__).with_name("plugin_package")
@@ -210,3 +211,23 @@ def test_a_target_of_a_taken_name_names_both_owners(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text("[cpu]\nsummary = 'mine'\nkind = 'cpu'\nprovider = 'CPUExecutionProvider'\n")
     with pytest.raises(UsageError, match=r"'cpu' is registered twice, by optc and by p \(p 1\)"):
         environment([found(targets=tmp_path / "t.toml")])
+
+
+def test_a_pass_stays_out_of_levels_whose_promise_it_would_break(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(site))
+    plugin = found(
+        passes={"mean-pool": "optc_example_plugin.passes:MeanPool"},
+        scripts={"drop-abs": "optc_example_plugin.scripts:drop_abs"},
+        place={"mean-pool": "after:dedup", "drop-abs": "after:dedup"},
+    )
+    known = environment([plugin])
+    exact, rounding = (print_pipeline(known.pipeline(level)).split(",") for level in (1, 2))
+    assert "drop-abs" in exact and "mean-pool" not in exact
+    assert "drop-abs" in rounding and "mean-pool" in rounding
+
+
+def test_a_pass_must_call_itself_what_it_is_registered_as(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(site))
+    plugin = found(passes={"pool": "optc_example_plugin.passes:MeanPool"}, place={"pool": "after:fuse"})
+    assert environment([plugin]).placements == {}
+    assert plugin.errors == ["the pass registered as 'pool' calls itself 'mean-pool'"]
