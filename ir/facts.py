@@ -141,12 +141,13 @@ class Facts:
 
     def scalar(self, value: onnx_ir.Value | None) -> bool | int | float | None:
         """The one element of a tensor of exactly one element (of any rank) whose contents are known."""
-        if self.const_size(value) == 1:
-            array = self.const(value)
-            kind = onnx_ir.DataType.UNDEFINED if array is None else self.dtype(value)
-            if kind in INT_RANGES or kind in _SMALL_INTEGERS:
-                return array.item() if kind in INT_RANGES else int(array.reshape(-1)[0])
-            return float(array.reshape(-1)[0]) if kind in _FLOATS else None
+        array = self.const(value) if self.const_size(value) == 1 else None
+        if array is not None:
+            dtype = self.dtype(value)
+            if dtype in INT_RANGES:
+                return array.item()
+            item = array.reshape(-1)[0]
+            return int(item) if dtype in _SMALL_INTEGERS else float(item) if dtype in _FLOATS else None
         ints = self.ints(value)
         if ints is None or len(ints) != 1:
             return None
@@ -314,7 +315,9 @@ class Facts:
     def _declared_dim(self, dim: int | onnx_ir.SymbolicDim) -> Dim:
         if isinstance(dim, int):
             return dim if dim >= 0 else self.fresh()
-        return self.fresh() if not dim.value else symbol(dim.value)  # a name, whatever expression it looks like
+        if not dim.value or dim.value.lstrip("$").startswith(self._prefix):
+            return self.fresh()
+        return symbol(dim.value)  # a name, whatever expression it looks like
 
     def _settle(self, fact: Fact) -> Fact:
         """Brings what an inference function claims into the form that facts have, dropping what can not be."""
@@ -360,11 +363,10 @@ def _constant_tensor(
     node: onnx_ir.Node, references: Mapping[str, onnx_ir.Attr] | None = None
 ) -> onnx_ir.TensorProtocol | None:
     """The value of a Constant node; None for a sparse one, or one that only a call of its function would tell."""
-    for name, attr in node.attributes.data.items():
-        if attr.is_ref():
-            attr = (references or {}).get(attr.ref_attr_name)
-            if attr is None:
-                return None
+    for name, given in node.attributes.data.items():
+        attr = (references or {}).get(given.ref_attr_name or "") if given.is_ref() else given
+        if attr is None:
+            return None
         if name == "value":
             return attr.value
         if name in _CONSTANT_FIELDS:

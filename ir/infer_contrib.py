@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from optc.ir.dims import Dim
 from optc.ir.infer_base import Context, DType, Fact, Inference, Shape, Table, broadcast_shapes, like, table
+from optc.ir.infer_movement import concatenated
 from optc.ir.infer_nn import convolution, dequantize, gemm, layer_normalization, matmul, matmul_shape, quantize
 
 _MS = "com.microsoft"
@@ -64,31 +65,37 @@ def _multi_head_attention(ctx: Context) -> list[Fact]:
     query, key, value = ctx.shape(0), ctx.shape(1), ctx.shape(2)
     dtype, heads = ctx.dtype(0), ctx.attr("num_heads", 1)
     if query is None:
-        return [Fact(dtype)]
-    head: Dim
+        return [Fact(dtype)] * 3
+    hidden: Dim
     if len(query) == 5:
-        head = query[4]
+        hidden = query[4] * heads
     elif value is not None and len(value) == 3:
-        head = value[2] // heads
+        hidden = value[2]
     elif value is not None and len(value) == 4:
-        head = value[3]
+        hidden = value[3] * heads
     elif key is not None and len(key) == 5:
-        head = key[4]
+        hidden = key[4] * heads
     else:
-        head = ctx.fresh()
-    return [Fact(dtype, (query[0], query[1], head * heads)), *[Fact(dtype, ctx.fresh_shape(4))] * 2]
+        hidden = ctx.fresh()
+    # the length of the cache depends on whether the past shares its buffer
+    caches = [Fact(dtype, (query[0], heads, *ctx.fresh_shape(2))) for _ in "KV"]
+    return [Fact(dtype, (query[0], query[1], hidden)), *caches]
 
 
 def _group_query_attention(ctx: Context) -> list[Fact]:
     """Q (B, S, N D), or QKV packed along the last axis; the caches are (B, KV heads, L, D)."""
     query, dtype = ctx.shape(0), ctx.dtype(0)
     if query is None or len(query) != 3:
-        return [Fact(dtype)]
+        return [Fact(dtype)] * 3
     heads, shared = ctx.attr("num_heads", 1), ctx.attr("kv_num_heads", 1)
-    size = query[2] // heads if ctx.has(1) else query[2] // (heads + 2 * shared)
-    shape = (query[0], shared, ctx.fresh(), size)
-    caches = [Fact(ctx.dtype(index) if ctx.has(index) else dtype, shape) for index in (3, 4)]
-    return [Fact(dtype, (query[0], query[1], heads * size)), *caches]
+    hidden, size = query[2], query[2] // heads
+    if not ctx.has(1):
+        size = hidden // (heads + 2 * shared)
+        hidden = size * heads
+    caches = [
+        Fact(ctx.dtype(index) if ctx.has(index) else dtype, (query[0], shared, ctx.fresh(), size)) for index in (3, 4)
+    ]
+    return [Fact(dtype, (query[0], query[1], hidden)), *caches]
 
 
 def _matmul_packed(ctx: Context) -> Fact:
@@ -123,7 +130,9 @@ def _qlinear_pool(ctx: Context) -> Fact:
 
 
 def _qlinear_concat(ctx: Context) -> Fact:
-    return Fact(ctx.dtype(1))
+    """After the scale and zero point of the output come the inputs, each with its own."""
+    shapes = [ctx.shape(index) for index in range(2, len(ctx.inputs), 3)]
+    return Fact(ctx.dtype(1), concatenated(shapes, ctx.attr("axis", 0), ctx.fresh))
 
 
 def _bias_dropout(ctx: Context) -> list[Fact]:

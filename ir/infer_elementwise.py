@@ -153,13 +153,14 @@ def _cast(ctx: Context) -> Fact:
     if ctx.node.op_type == "CastLike":
         target = ctx.dtype(1)
     else:
-        target = ctx.attr_dtype("to", None) if isinstance(ctx.attr("to", 0), int) else None
+        wanted = ctx.attr("to", 0)  # a name before opset 6
+        target = DType[wanted] if isinstance(wanted, str) else ctx.attr_dtype("to", None)
     if target not in INT_RANGES:
         return Fact(target, shape)
     if source not in INT_RANGES:
         floats = ctx.floats(0) if target != DType.BOOL else None
-        whole = floats is not None and all(map(math.isfinite, floats))
-        return Fact(target, shape, tuple(map(int, floats)) if whole else None)
+        finite = floats is not None and all(map(math.isfinite, floats))
+        return Fact(target, shape, tuple(map(int, floats)) if floats is not None and finite else None)
     if target == DType.BOOL and source != DType.BOOL:
         return Fact(target, shape, combine(ctx, _truth, shape, (0,)))
     return Fact(target, shape, ctx.elements(0))

@@ -16,6 +16,7 @@ from optc.ir.dims import (
     minimum,
     product,
     provably_ge,
+    provably_ne,
     provably_positive,
 )
 from optc.ir.infer_base import (
@@ -210,7 +211,7 @@ def _squeeze(ctx: Context) -> Fact:
         return Fact(dtype)
     axes = _axes(ctx, 1)
     if axes is None:
-        if ctx.has(1) or any(bounds(dim)[0] <= 1 <= bounds(dim)[1] for dim in shape if not isinstance(dim, int)):
+        if ctx.has(1) or any(dim != 1 and not provably_ne(dim, 1) for dim in shape):
             return Fact(dtype)
         axes = tuple(axis for axis, dim in enumerate(shape) if dim == 1)
     normal = normalize_axes(axes, len(shape))
