@@ -230,30 +230,35 @@ def cuts_of(node: onnx_ir.Node, facts: Facts) -> tuple[Cut, ...] | None:
 # shapes -----------------------------------------------------------------------------------------------------------
 
 
-def reshape_target(source: Sequence[Dim], wanted: Sequence[Dim]) -> tuple[int, ...] | None:
+def reshape_target(source: Sequence[Dim], wanted: Sequence[Dim], inferred: int | None = None) -> tuple[int, ...] | None:
     """A constant Reshape target that turns a tensor of shape ``source`` into one of shape ``wanted``, in every run.
 
     The two have equally many elements. A dim that is no integer is copied (0) where the input has the same dim at the
     same place; one other may be inferred (-1), but only if all others are positive in every run: ONNX Runtime refuses
     to infer a dim beside a 0, as the result would be ambiguous. So a target made here never fails where the original
-    one did not, on empty tensors neither. None if there is no such target.
+    one did not, on empty tensors neither.
+
+    Args:
+        source: Dims of the input.
+        wanted: Dims of the result.
+        inferred: The place of a -1 in the target that is replaced; there it may stand in any case.
+
+    Returns:
+        The target, or None if there is none.
     """
     target: list[int] = []
     for place, dim in enumerate(wanted):
-        copied = place < len(source) and source[place] == dim
         if isinstance(dim, int) and dim > 0:
             target.append(dim)
-        elif copied:
+        elif place < len(source) and source[place] == dim:
             target.append(0)
         else:
             target.append(-1)
-    open_places = target.count(-1)
-    if open_places > 1:
+    if -1 not in target:
+        return tuple(target)
+    others = [dim for dim, entry in zip(wanted, target, strict=True) if entry != -1]
+    if target.count(-1) > 1 or not (target.index(-1) == inferred or all(map(provably_positive, others))):
         return None
-    if open_places:
-        others = [dim for dim, entry in zip(wanted, target, strict=True) if entry != -1]
-        if not all(provably_positive(dim) for dim in others):
-            return None
     return tuple(target)
 
 
