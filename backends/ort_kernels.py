@@ -217,7 +217,8 @@ def _is_function(op: OpSignature) -> bool:
         schema = onnx.defs.get_schema(op.op_type, min(op.version, onnx.defs.onnx_opset_version()), op.domain)
     except onnx.defs.SchemaError:
         return False
-    return schema.has_function or schema.has_context_dependent_function
+    # onnx's type stubs lack these two properties.
+    return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]
 
 
 @functools.cache
