@@ -11,8 +11,7 @@ the inputs mean equal dims; contents of shape tensors do not overflow their inte
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir
@@ -30,6 +29,7 @@ from optc.ir.infer_base import (
     Table,
     element_count,
 )
+from optc.ir.infer_order import in_order
 from optc.ir.infer_schema import find_schema, infer_by_schema
 
 MAX_COMPLEXITY = 48
@@ -248,7 +248,7 @@ class Facts:
         self._graph_opsets[graph] = self._opsets
         for value, fact in zip(graph.inputs, inputs, strict=False):
             self._facts[value] = fact
-        for node in _sorted(graph):
+        for node in in_order(graph):
             self._infer_node(node)
         # contents of constants are facts too, so ask for them
         return [self.fact(value)._replace(elements=self.elements(value)) for value in graph.outputs]
@@ -372,7 +372,8 @@ def _constant_tensor(
         if name in _CONSTANT_FIELDS:
             return onnx_ir.tensor(np.array(attr.value, _CONSTANT_FIELDS[name]))
         if name in ("value_string", "value_strings"):
-            return onnx_ir.StringTensor(np.array(attr.value, object))
+            texts = np.array(attr.value, object)
+            return onnx_ir.StringTensor([t.encode() for t in texts.reshape(-1)], shape=onnx_ir.Shape(texts.shape))
     return None
 
 
@@ -390,57 +391,3 @@ def _unused_prefix(model: onnx_ir.Model) -> str:
     while any(name.lstrip("$").startswith(prefix) for name in names):
         prefix = "_" + prefix
     return prefix
-
-
-# order ------------------------------------------------------------------------------------------------------------
-
-
-def _sorted(graph: onnx_ir.Graph) -> Iterable[onnx_ir.Node]:
-    """The nodes of ``graph`` so that producers come before consumers, be the graph itself sorted or not."""
-    nodes = list(graph)
-    seen: set[onnx_ir.Node] = set()
-    for node in nodes:
-        if any(needed.graph is graph and needed not in seen for needed in _needs(node)):
-            return _topological(graph, nodes)
-        seen.add(node)
-    return nodes
-
-
-def _needs(node: onnx_ir.Node) -> Iterator[onnx_ir.Node]:
-    """The producers of all that ``node`` uses, its sub-graphs included."""
-    for value in node.inputs:
-        if value is not None and (producer := value.producer()) is not None:
-            yield producer
-    for attr in node.attributes.data.values():
-        if attr.type in (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS) and not attr.is_ref():
-            graphs = (attr.value,) if attr.type == onnx_ir.AttributeType.GRAPH else attr.value
-            for graph in graphs:
-                for value in graph.outputs:
-                    if (producer := value.producer()) is not None:
-                        yield producer
-                for inner in graph.all_nodes():
-                    for value in inner.inputs:
-                        if value is not None and (producer := value.producer()) is not None:
-                            yield producer
-
-
-def _topological(graph: onnx_ir.Graph, nodes: list[onnx_ir.Node]) -> list[onnx_ir.Node]:
-    """Kahn's algorithm, in the given order where there is a choice. Nodes on a cycle come last, as given."""
-    waiting: dict[onnx_ir.Node, int] = {}
-    users: dict[onnx_ir.Node, list[onnx_ir.Node]] = {}
-    for node in nodes:
-        needed = {need for need in _needs(node) if need.graph is graph and need is not node}
-        waiting[node] = len(needed)
-        for need in needed:
-            users.setdefault(need, []).append(node)
-    ready = deque(node for node in nodes if not waiting[node])
-    order: list[onnx_ir.Node] = []
-    while ready:
-        node = ready.popleft()
-        order.append(node)
-        for user in users.get(node, ()):
-            waiting[user] -= 1
-            if not waiting[user]:
-                ready.append(user)
-    done = set(order)
-    return order + [node for node in nodes if node not in done]
