@@ -13,6 +13,7 @@ from optc.ir.infer_control import CONTROL
 from optc.ir.infer_elementwise import ELEMENTWISE
 from optc.ir.infer_movement import MOVEMENT
 from optc.ir.infer_nn import NN
+from optc.ir.infer_shaping import SHAPING
 
-INFERENCES: Table = {**ELEMENTWISE, **MOVEMENT, **NN, **CONTROL, **CONTRIB}
+INFERENCES: Table = {**ELEMENTWISE, **SHAPING, **MOVEMENT, **NN, **CONTROL, **CONTRIB}
 """``(domain, op type)`` to inference function; the domain of the standard operators is ``""``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import onnx_ir
 
 from optc.ir.dims import BroadcastError, Dim, SymDim, broadcast
@@ -109,7 +110,7 @@ class Context:
     def ints(self, index: int) -> tuple[int, ...] | None:
         """Like :meth:`elements`, where all of them are plain integers."""
         elements = self.elements(index)
-        return elements if elements is not None and all(isinstance(e, int) for e in elements) else None
+        return integers_only(elements)
 
     def integers(self, index: int) -> tuple[Dim, ...] | None:
         """Like :meth:`elements`; where only their number is known, symbols stand for them."""
@@ -157,6 +158,14 @@ Inference: TypeAlias = Callable[[Context], Result]
 Table: TypeAlias = "dict[tuple[str, str], Inference]"
 
 
+def integers_only(elements: tuple[Dim, ...] | None) -> tuple[int, ...] | None:
+    """The elements, if all of them are plain integers."""
+    if elements is None:
+        return None
+    plain = tuple(element for element in elements if isinstance(element, int))
+    return plain if len(plain) == len(elements) else None
+
+
 def element_count(shape: Shape | None) -> int | None:
     """The number of elements of a shape that is all integers."""
     if shape is None:
@@ -167,6 +176,21 @@ def element_count(shape: Shape | None) -> int | None:
             return None
         count *= dim
     return count
+
+
+def rearranged(
+    elements: tuple[Dim, ...] | None, shape: Shape | None, move: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Dim, ...] | None:
+    """The contents after ``move``, a function that rearranges or repeats the elements of an array of ``shape``."""
+    if elements is None or shape is None:
+        return None
+    places = move(np.arange(len(elements)).reshape(static(shape)))
+    return tuple(elements[place] for place in places.ravel()) if places.size <= MAX_ELEMENTS else None
+
+
+def static(shape: Shape) -> tuple[int, ...]:
+    """A shape that is known to be all integers, as such."""
+    return tuple(dim for dim in shape if isinstance(dim, int))
 
 
 def broadcast_shapes(shapes: Iterable[Shape | None]) -> Shape | None:

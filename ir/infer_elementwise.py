@@ -21,6 +21,8 @@ from optc.ir.infer_base import (
     broadcast_shapes,
     element_count,
     like,
+    rearranged,
+    static,
     table,
 )
 
@@ -34,8 +36,7 @@ def spread(elements: tuple[Dim, ...], shape: Shape, target: Shape) -> tuple[Dim,
         return elements
     if len(elements) == 1:
         return elements * total
-    places = np.broadcast_to(np.arange(len(elements)).reshape(shape), target).ravel()
-    return tuple(elements[place] for place in places)
+    return rearranged(elements, shape, lambda array: np.broadcast_to(array, static(target))) or ()
 
 
 def combine(ctx: Context, operation: _Operation, shape: Shape | None, inputs: Sequence[int]) -> tuple[Dim, ...] | None:
@@ -153,8 +154,8 @@ def _cast(ctx: Context) -> Fact:
     if ctx.node.op_type == "CastLike":
         target = ctx.dtype(1)
     else:
-        wanted = ctx.attr("to", 0)  # a name before opset 6
-        target = DType[wanted] if isinstance(wanted, str) else ctx.attr_dtype("to", None)
+        wanted: int | str = ctx.attr("to", 0)  # a name before opset 6
+        target = DType.__members__[wanted] if isinstance(wanted, str) else ctx.attr_dtype("to", None)
     if target not in INT_RANGES:
         return Fact(target, shape)
     if source not in INT_RANGES:

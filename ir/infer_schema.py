@@ -56,12 +56,10 @@ def infer_by_schema(ctx: Context, schema: onnx.defs.OpSchema) -> Result:
             data[name] = onnx_ir.to_proto(tensor)
 
     def ask(spelling: Mapping[Dim, int | str]) -> list[onnx.TypeProto | None]:
-        types = {
-            name: onnx.helper.make_tensor_type_proto(
-                dtypes[name], None if shape is None else [spelling.get(dim, dim) for dim in shape]
-            )
-            for name, shape in shapes.items()
-        }
+        types = {}
+        for name, shape in shapes.items():
+            dims = None if shape is None else [dim if isinstance(dim, int) else spelling[dim] for dim in shape]
+            types[name] = onnx.helper.make_tensor_type_proto(dtypes[name], dims)
         try:
             inferred = shape_inference.infer_node_outputs(schema, proto, types, data)
         except Exception:  # the C++ functions raise all sorts of things for nodes that they do not understand
