@@ -5,6 +5,7 @@ All tensors of one file share one memory map and no open file, however many ther
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 from pathlib import Path
@@ -16,23 +17,29 @@ FileRange = tuple[str, int, int]
 
 
 class MappedFile:
-    """A file that is mapped into memory when its contents are first needed."""
+    """A file that is mapped into memory: its contents stay what they were, even if another file takes its name."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(Path(path).absolute())
-        self._map: mmap.mmap | None = None
+        with open(self.path, "rb") as file:
+            self._identity = _identity(os.fstat(file.fileno()))
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def array(self, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
         """A read-only view of a part of the file."""
-        if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         count = int(np.prod(shape, dtype=np.int64))
         return np.frombuffer(self._map, dtype.newbyteorder("<"), count, offset).reshape(shape)
 
+    def in_place(self) -> bool:
+        """Whether the file that is mapped is still the one that its path leads to."""
+        try:
+            return _identity(os.stat(self.path)) == self._identity
+        except OSError:
+            return False
+
 
 class MappedTensor(onnx_ir.LazyTensor):
-    """A tensor of whole-byte elements in a file.
+    """A tensor in a file.
 
     Attributes:
         file: The file.
@@ -46,22 +53,18 @@ class MappedTensor(onnx_ir.LazyTensor):
         super().__init__(self._read, dtype, shape, name=name)
         self.file, self.offset, self.embedded = file, offset, embedded
 
-    def _read(self) -> onnx_ir.Tensor:
-        if self.size == 0:
-            return onnx_ir.Tensor(np.empty(self.shape.numpy(), self.dtype.numpy()), dtype=self.dtype, name=self.name)
+    def _read(self) -> onnx_ir.Tensor | onnx_ir.PackedTensor:
+        if self.dtype.bitwidth % 8:
+            packed = self.file.array(np.dtype(np.uint8), self.offset, (self.nbytes,))
+            return onnx_ir.PackedTensor(packed, self.dtype, shape=self.shape, name=self.name)
         array = self.file.array(np.dtype(self.dtype.numpy()), self.offset, self.shape.numpy())
         return onnx_ir.Tensor(array, dtype=self.dtype, name=self.name)
 
 
-def can_map(dtype: onnx_ir.DataType) -> bool:
-    """Whether elements of a type lie in whole bytes."""
-    return dtype not in (onnx_ir.DataType.STRING, onnx_ir.DataType.UNDEFINED) and dtype.bitwidth % 8 == 0
-
-
 def file_range(tensor: onnx_ir.TensorProtocol | None) -> FileRange | None:
-    """Where a tensor's bytes lie: the file, the offset and the length; None if they are in memory."""
+    """Where a tensor's bytes lie: the file, the offset and the length; None if they are in memory alone."""
     if isinstance(tensor, MappedTensor):
-        return tensor.file.path, tensor.offset, tensor.nbytes
+        return (tensor.file.path, tensor.offset, tensor.nbytes) if tensor.file.in_place() else None
     if isinstance(tensor, onnx_ir.ExternalTensor):
         return tensor.path, tensor.offset or 0, tensor.nbytes
     return None
@@ -70,3 +73,19 @@ def file_range(tensor: onnx_ir.TensorProtocol | None) -> FileRange | None:
 def is_external(tensor: onnx_ir.TensorProtocol | None) -> bool:
     """Whether a tensor's bytes lie in a file beside the model."""
     return isinstance(tensor, onnx_ir.ExternalTensor) or (isinstance(tensor, MappedTensor) and not tensor.embedded)
+
+
+def named(tensor: onnx_ir.TensorProtocol, name: str | None) -> onnx_ir.TensorProtocol:
+    """The same contents as a tensor of its own, so that naming it does not rename what it was made from."""
+    if isinstance(tensor, onnx_ir.serde.TensorProtoTensor):  # its name is that of the proto
+        own: onnx_ir.TensorProtocol = onnx_ir.LazyTensor(lambda: tensor, tensor.dtype, tensor.shape, name=name)
+        own.doc_string = tensor.doc_string
+        own.metadata_props.update(tensor.metadata_props)
+        return own
+    own = copy.copy(tensor)
+    own.name = name
+    return own
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

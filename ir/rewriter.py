@@ -15,6 +15,7 @@ import onnx_ir
 
 from optc.ir.errors import PassError
 from optc.ir.facts import Facts
+from optc.ir.mapped import named
 from optc.ir.verify import subgraphs
 
 #: Metadata keys that tell where a node came from; they survive saving.
@@ -146,18 +147,18 @@ class Rewriter:
         if not isinstance(array, onnx_ir.TensorProtocol):
             array = np.asarray(array, dtype=dtype)
             key = (array.dtype.name, array.shape, array.tobytes()) if array.nbytes <= _SHARED_BYTES else None
-            tensor: onnx_ir.TensorProtocol = onnx_ir.tensor(np.array(array, order="C"))
+            tensor: onnx_ir.TensorProtocol = onnx_ir.tensor(np.asarray(array, order="C"))
         else:
             key, tensor = None, array
         if key is not None and key in self._shared and self._shared[key].is_initializer():
             return self._shared[key]
+        name = self.fresh_name(name)
         value = onnx_ir.Value(
-            name=self.fresh_name(name),
+            name=name,
             type=onnx_ir.TensorType(tensor.dtype),
             shape=onnx_ir.Shape(tensor.shape),
-            const_value=tensor,
+            const_value=named(tensor, name),
         )
-        tensor.name = value.name
         self.model.graph.register_initializer(value)
         if key is not None:
             self._shared[key] = value

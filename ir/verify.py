@@ -18,8 +18,9 @@ _RUNTIME_OPS = {"SimplifiedLayerNormalization", "LayerNormalization", "GroupNorm
 def verify_structure(model: onnx_ir.Model) -> list[str]:
     """Check the invariants of ONNX IR (onnx/docs/IR.md) that rewriting could break.
 
-    Every input is defined before it is used in its own or an outer scope, names are unique per scope, known operators
-    have a legal number of inputs and outputs, and use-def links agree with the node list.
+    Every input is defined before it is used in its own or an outer scope, a graph's outputs are values of that very
+    graph, no name is defined twice where both are visible, known operators have a legal number of inputs and outputs
+    with none left out that is required, and functions do not call themselves.
 
     Returns:
         What is wrong, one sentence each, naming the node and op; empty if nothing is.
@@ -28,6 +29,7 @@ def verify_structure(model: onnx_ir.Model) -> list[str]:
     _check_graph(model.graph, frozenset(), set(), model, problems)
     for function in model.functions.values():
         _check_graph(function.graph, frozenset(), set(), model, problems)
+    problems.extend(f"the function {name!r} calls itself" for name in _recursive_functions(model))
     return problems
 
 
@@ -68,8 +70,8 @@ def _check_graph(
                 _check_graph(subgraph, scope, scope_names, model, problems)
         define(node.outputs, f"node {label(node)}")
     for value in graph.outputs:
-        if value not in defined and value not in outer:
-            problems.append(f"the output {value.name!r} is not defined by any node")
+        if value not in defined:
+            problems.append(f"the output {value.name!r} is not defined in its graph {graph.name!r}")
 
 
 def _check_operator(node: onnx_ir.Node, opsets: dict[str, int], model: onnx_ir.Model, problems: list[str]) -> None:
@@ -87,6 +89,28 @@ def _check_operator(node: onnx_ir.Node, opsets: dict[str, int], model: onnx_ir.M
         problems.append(f"node {label(node)} has {len(node.inputs)} inputs, which {node.op_type} does not take")
     if not schema.min_output <= len(node.outputs) <= schema.max_output:
         problems.append(f"node {label(node)} has {len(node.outputs)} outputs, which {node.op_type} does not give")
+
+    for name in _left_out(schema, node):
+        problems.append(f"node {label(node)} leaves out the input {name!r}, which {node.op_type} needs")
+
+
+def _left_out(schema: onnx.defs.OpSchema, node: onnx_ir.Node) -> list[str]:
+    """Names of the required inputs that a node leaves out."""
+    required = onnx.defs.OpSchema.FormalParameterOption.Single
+    pairs = zip(schema.inputs, node.inputs, strict=False)
+    return [formal.name for formal, value in pairs if value is None and formal.option == required]
+
+
+def _recursive_functions(model: onnx_ir.Model) -> list[str]:
+    """Names of the functions that a call of themselves leads back to."""
+    calls = {
+        key: {node.op_identifier() for node in function.all_nodes()} & model.functions.keys()
+        for key, function in model.functions.items()
+    }
+    while ends := [key for key, called in calls.items() if not called & calls.keys()]:
+        for key in ends:
+            del calls[key]
+    return [name for _, name, _ in calls]
 
 
 def schema_of(node: onnx_ir.Node, version: int) -> onnx.defs.OpSchema | None:
@@ -121,14 +145,23 @@ def label(node: onnx_ir.Node) -> str:
 
 @dataclass(frozen=True)
 class Interface:
-    """Names, order, types and dims of a model's inputs and outputs: the contract with whoever calls it."""
+    """Names, order, types and dims of a model's inputs and outputs: the contract with whoever calls it.
+
+    Attributes:
+        inputs: Name, type and dims of each.
+        outputs: The same.
+        defaults: Names of the inputs that may be left out, as an initializer gives their default.
+    """
 
     inputs: tuple[tuple[str, str, tuple[str, ...] | None], ...]
     outputs: tuple[tuple[str, str, tuple[str, ...] | None], ...]
+    defaults: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: onnx_ir.Model) -> Interface:
-        return cls(tuple(map(_signature, model.graph.inputs)), tuple(map(_signature, model.graph.outputs)))
+        graph = model.graph
+        defaults = frozenset(value.name or "" for value in graph.inputs if value.is_initializer())
+        return cls(tuple(map(_signature, graph.inputs)), tuple(map(_signature, graph.outputs)), defaults)
 
     def differences(self, other: Interface) -> list[str]:
         """What of this interface the other one no longer honours; it may know more, never less or other."""
@@ -143,6 +176,7 @@ class Interface:
                     found.append(f"{kind[:-1]} {name!r} was {dtype}, now {new_dtype or 'untyped'}")
                 if dims is not None and not _refines(dims, new_dims):
                     found.append(f"{kind[:-1]} {name!r} had dims {dims}, now {new_dims}")
+        found.extend(f"input {name!r} has lost its default" for name in sorted(self.defaults - other.defaults))
         return found
 
 

@@ -10,7 +10,8 @@ import onnx_ir
 
 from optc.backends.base import ValueSpec
 from optc.inputs import symbols
-from optc.ir.model import external_tensors, load
+from optc.ir.mapped import file_range, is_external
+from optc.ir.model import load
 from optc.ir.rewriter import RULE_KEY, SOURCE_KEY
 from optc.report import ModelSummary
 from optc.tools.console import show, table
@@ -38,12 +39,14 @@ def command(model: Path, nodes: bool) -> None:
 def _facts(graph: onnx_ir.Model, summary: ModelSummary) -> list[tuple[str, str]]:
     size = Path(summary.path or "").stat().st_size
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(graph.opset_imports.items()))
-    files = dict.fromkeys(str(tensor.location) for tensor in external_tensors(graph))
     types: Counter[str] = Counter()
+    files: dict[str, None] = {}
     for inner in graph.graphs():
         for value in inner.initializers.values():
             if value.const_value is not None:
                 types[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+            if is_external(value.const_value) and (place := file_range(value.const_value)):
+                files[Path(place[0]).name] = None
     weights = ", ".join(f"{dtype} {size_text(nbytes)}" for dtype, nbytes in types.most_common())
     facts = [
         ("file", f"{summary.path}, {size_text(size)}, {summary.digest}"),
