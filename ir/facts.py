@@ -41,6 +41,9 @@ MAX_CACHED = 4096
 MAX_CALL_DEPTH = 16
 """Model-local functions are looked into to this depth."""
 
+MAX_CALLS = 4096
+"""Calls that are looked into below one call of the main graph: nested functions can double them at every level."""
+
 _CONSTANT_FIELDS = {
     "value_int": np.int64,
     "value_ints": np.int64,
@@ -77,6 +80,7 @@ class Facts:
         self._graph_opsets: dict[onnx_ir.Graph, Mapping[str, int]] = {}
         self._references: dict[str, onnx_ir.Attr] = {}
         self._depth = 0
+        self._calls_left = [MAX_CALLS]
         self._facts: dict[onnx_ir.Value, Fact] = {}
         self._arrays: dict[onnx_ir.Value, np.ndarray] = {}
         self._numbers = itertools.count()
@@ -285,7 +289,10 @@ class Facts:
     def _call(self, node: onnx_ir.Node, function: onnx_ir.Function) -> Sequence[Fact]:
         """Infers the body of a model-local function for one call; what that leaves open is as declared."""
         declared = [self._declared(output) for output in node.outputs]
-        if self._depth >= MAX_CALL_DEPTH:
+        if self._depth == 0:
+            self._calls_left[0] = MAX_CALLS
+        self._calls_left[0] -= 1
+        if self._depth >= MAX_CALL_DEPTH or self._calls_left[0] < 0:
             return declared
         inside = object.__new__(Facts)  # the values of the body mean something else in every call
         inside.__dict__.update(self.__dict__, _facts={}, _arrays={}, _graph_opsets={}, _depth=self._depth + 1)
