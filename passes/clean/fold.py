@@ -65,23 +65,19 @@ class Fold(Pass):
         self._tell(ctx, plan, failed)
 
     def _tell(self, ctx: PassContext, plan: Plan, failed: Sequence[onnx_ir.Node]) -> None:
-        """Say what was left, unless that was said before."""
-        notes = []
-        if plan.too_large:
-            examples = label(plan.too_large[0])
-            notes.append(
-                (
-                    f"{len(plan.too_large)} constant values stay computed at run time",
-                    f"storing {examples} and the like would cost more than growth={self.growth:g} allows",
-                )
-            )
-        if failed:
-            notes.append((f"{len(failed)} constant nodes stay", f"{label(failed[0])} could not be evaluated"))
+        """Say what was left, each kind once."""
+        left = {
+            "constant values": (
+                plan.too_large,
+                f"storing it and the like costs more than growth={self.growth:g} allows",
+            ),
+            "constant nodes": (failed, "it and the like cannot be evaluated"),
+        }
         told = ctx.model.meta.setdefault(_TOLD, set())
-        for what, reason in notes:
-            if reason not in told:
-                told.add(reason)
-                ctx.remark("skipped", what, reason)
+        for what, (nodes, reason) in left.items():
+            if nodes and what not in told:
+                told.add(what)
+                ctx.remark("skipped", f"folding of {what} such as {label(nodes[0])}", reason)
 
 
 def _weight_bytes(model: onnx_ir.Model) -> int:
@@ -93,15 +89,22 @@ def _weight_bytes(model: onnx_ir.Model) -> int:
 
 
 def _lift_constants(ctx: PassContext) -> None:
-    """Make initializers of Constant nodes, in sub-graphs too. One that is a graph's output stays what it is."""
+    """Make initializers of Constant nodes, in sub-graphs too, and pass over Identity nodes of them.
+
+    A node that makes a graph's output stays what it is.
+    """
     lifted: dict[onnx_ir.TensorProtocol, onnx_ir.Value] = {}
     for graph in list(all_graphs(ctx.model)):
         for node in graph:
-            if node.op_type != "Constant" or node.domain != "":
+            if node.domain != "" or node.op_type not in ("Constant", "Identity") or node.outputs[0].is_graph_output():
                 continue
-            value = node.outputs[0]
+            value, source = node.outputs[0], node.inputs[0] if node.inputs else None
+            if source is not None and ctx.facts.is_const(source):
+                ctx.rewriter.replace(value, source)
+                ctx.rewriter.erase(node)
+                continue
             tensor = ctx.facts.tensor(value)
-            if tensor is None or value.is_graph_output():
+            if tensor is None:
                 continue
             # Copies of a function's body share their tensors.
             shared = lifted.get(tensor)
