@@ -42,6 +42,14 @@ def _embed_normalization(ctx: Context) -> list[Fact]:
     return [embedded, Fact(DType.INT32, ids[:1]), embedded]
 
 
+def _cached(ctx: Context, length: Dim, index: int, axis: int) -> Dim:
+    """The length of a cache after ``length`` more positions; input ``index``, if there, is the cache before."""
+    if not ctx.has(index):
+        return length
+    past = ctx.shape(index)
+    return ctx.fresh() if past is None or axis >= len(past) else past[axis] + length
+
+
 def _attention(ctx: Context) -> list[Fact]:
     """Attention with the projection of Q, K and V inside: input (B, S, D), weights (D, 3 H)."""
     quantized = ctx.node.op_type == "QAttention"
@@ -56,7 +64,8 @@ def _attention(ctx: Context) -> list[Fact]:
     elif weights is not None and len(weights) == 2:
         hidden = weights[1] // 3
     heads = ctx.attr("num_heads", 1)
-    present = (2, shape[0], heads, ctx.fresh(), hidden // heads)
+    total = _cached(ctx, shape[1], 4, 3) if not ctx.attr("past_present_share_buffer", 0) else ctx.fresh()
+    present = (2, shape[0], heads, total, hidden // heads)
     return [Fact(dtype, (*shape[:2], hidden)), Fact(dtype, None if sizes else present)]
 
 
@@ -77,8 +86,13 @@ def _multi_head_attention(ctx: Context) -> list[Fact]:
         hidden = key[4] * heads
     else:
         hidden = ctx.fresh()
-    # the length of the cache depends on whether the past shares its buffer
-    caches = [Fact(dtype, (query[0], heads, *ctx.fresh_shape(2))) for _ in "KV"]
+    caches = []
+    for new, past in ((key, 6), (value, 7)):
+        length, size = ctx.fresh_shape(2)
+        if new is not None and len(new) in (3, 4) and not ctx.has(8):  # input 8: the past shares its buffer
+            length = _cached(ctx, new[-2], past, 2)
+            size = new[2] // heads if len(new) == 3 else new[3]
+        caches.append(Fact(dtype, (query[0], heads, length, size)))
     return [Fact(dtype, (query[0], query[1], hidden)), *caches]
 
 

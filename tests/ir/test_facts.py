@@ -780,10 +780,13 @@ CONTRIB: list[tuple[str, list[np.ndarray | None], int, dict[str, Any]]] = [
     ("SkipSimplifiedLayerNormalization", [_f32(2, 3, 8), _f32(2, 3, 8), _f32(8)], 4, {}),
     ("EmbedLayerNormalization", [IDS, None, _f32(9, 8), _f32(9, 8), None, _f32(8), _f32(8)], 3, {}),
     ("Attention", [_f32(2, 3, 8), _f32(8, 24), _f32(24)], 1, {"num_heads": 2}),
+    ("Attention", [_f32(2, 3, 8), _f32(8, 24), _f32(24)], 2, {"num_heads": 2}),
     ("Attention", [_f32(2, 3, 8), _f32(8, 24), _f32(24), None, _f32(2, 2, 2, 5, 4)], 2, {"num_heads": 2}),
     ("Attention", [_f32(2, 3, 8), _f32(8, 20), _f32(20)], 1, {"num_heads": 2, "qkv_hidden_sizes": [8, 8, 4]}),
     ("MultiHeadAttention", [_f32(2, 3, 8), _f32(2, 5, 8), _f32(2, 5, 12)], 1, {"num_heads": 2}),
     ("MultiHeadAttention", [_f32(2, 3, 8), _f32(2, 2, 5, 4), _f32(2, 2, 5, 4)], 1, {"num_heads": 2}),
+    ("MultiHeadAttention", [_f32(2, 3, 8), _f32(2, 2, 5, 4), _f32(2, 2, 5, 4)], 3, {"num_heads": 2}),
+    ("MultiHeadAttention", [_f32(2, 3, 8), _f32(2, 5, 8), _f32(2, 5, 8)], 3, {"num_heads": 2}),
     (
         "MultiHeadAttention",
         [_f32(2, 3, 8), _f32(2, 3, 8), _f32(2, 3, 8), None, None, None, _f32(2, 2, 6, 4), _f32(2, 2, 6, 4)],
