@@ -89,8 +89,7 @@ class PassReport:
     check_seconds: float
     runs: int
     changes: int
-    nodes_before: int
-    nodes_after: int
+    nodes: int
     hits: dict[str, int]
     status: str
     reason: str = ""

@@ -30,6 +30,7 @@ class PassRecord:
         seconds: Wall time, checks not included.
         runs: How often it ran.
         changes: Changes made to the graph.
+        nodes: Nodes added less nodes removed.
         hits: Applications by rule.
         status: "changed", "unchanged", "rolled back" or "skipped".
         reason: Why it was rolled back or skipped.
@@ -42,8 +43,7 @@ class PassRecord:
     check_seconds: float = 0.0
     runs: int = 0
     changes: int = 0
-    nodes_before: int = 0
-    nodes_after: int = 0
+    nodes: int = 0
     hits: dict[str, int] = field(default_factory=dict)
     status: str = "unchanged"
     reason: str = ""
@@ -135,8 +135,6 @@ class _Run:
             self._snapshot = self.ctx.model.clone()
         record.runs += 1
         before = count_nodes(self.ctx.model)
-        if record.runs == 1:
-            record.nodes_before = before
         rewriter, changes = self.ctx.rewriter, self.ctx.rewriter.changes
         self.ctx.hits, self.ctx.remarks, self.ctx.decisions = {}, [], []
         start = time.perf_counter()
@@ -162,7 +160,7 @@ class _Run:
             return False
         record.remarks.extend(self.ctx.remarks)
         record.decisions.extend(self.ctx.decisions)
-        record.nodes_after = count_nodes(self.ctx.model)
+        record.nodes += count_nodes(self.ctx.model) - before
         for rule, count in self.ctx.hits.items():
             record.hits[rule] = record.hits.get(rule, 0) + count
         record.changes += made
@@ -188,7 +186,6 @@ class _Run:
         self._snapshot = None
         self.guilty.add(text)
         record.status, record.reason = "rolled back", problem
-        record.nodes_after = count_nodes(self.ctx.model)
 
 
 def skip_passes(pipeline: Pipeline, names: list[str]) -> Pipeline:

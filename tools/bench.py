@@ -14,7 +14,7 @@ from optc.inputs import input_specs
 from optc.ir.model import load
 from optc.samples import load_samples
 from optc.tools.console import show, table
-from optc.tools.parameters import FILE, common, input_option, seed_option, shape_option
+from optc.tools.parameters import FILE, common, input_option, plural, seed_option, shape_option
 from optc.tools.run import drawn
 from optc.units import seconds_text, size_text
 
@@ -48,8 +48,8 @@ def command(
     runners = {name: optc.load(name, threads=threads) for name in names}
     result = compare({name: partial(runner.run, feeds) for name, runner in runners.items()}, budget=seconds)
     sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-    cores = f"{threads or os.cpu_count()} threads"
     settled = "" if result.stable else "; not settled, give it more --seconds"
+    cores = plural(threads or os.cpu_count() or 1, "thread")
     show(f"onnxruntime on this CPU, {cores}, {sizes}; {result.rounds} rounds in turns{settled}", "")
     rows = [_row(timing) for timing in result.timings]
     headings = ("model", "size", "median", "quartiles", "ratio", "ratio quartiles")

@@ -115,9 +115,9 @@ def _run(arguments: list[str]) -> int:
         where = f"{error.where}: " if error.where else ""
         return _fail(f"{where}{error.what}", error.hint, error.exit_code, verbose)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was written", None, _EXIT_INTERRUPTED, verbose)
+        return _fail("interrupted", None, _EXIT_INTERRUPTED, verbose)
     except _Terminated:
-        return _fail("terminated; nothing was written", None, _EXIT_TERMINATED, verbose)
+        return _fail("terminated", None, _EXIT_TERMINATED, verbose)
     except BrokenPipeError:
         # Whoever read our output has gone; a second attempt to flush it at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from optc.report import PassReport, Report
 from optc.tools.console import show, table
+from optc.tools.parameters import plural
 from optc.units import seconds_text, size_text
 
 #: Rules shown per pass, most frequent first.
@@ -36,7 +37,8 @@ def show_summary(report: Report, *, all_passes: bool = False) -> None:
         show(_passes(passes, all_passes), "")
     for decision in report.decisions:
         verdict = "kept" if decision.kept else "refused"
-        show(f"{verdict}: {decision.what} ({len(decision.where)} places): {decision.reason}")
+        places = f" ({plural(len(decision.where), 'place')})" if decision.where else ""
+        show(f"{verdict}: {decision.what}{places}: {decision.reason}")
     for item in report.skipped:
         show(f"skipped: {item.what}: {item.reason}")
     for skipped in report.verification.skipped:
@@ -70,5 +72,5 @@ def _passes(passes: Sequence[PassReport], all_passes: bool) -> object:
         more = f", {len(hits) - _RULES_SHOWN} more rules" if len(hits) > _RULES_SHOWN else ""
         took = seconds_text(item.seconds) + (f" ({item.seconds / total:.0%})" if all_passes else "")
         status = Text(item.status, _STATUS_STYLE.get(item.status, ""))
-        rows.append((item.text, took, f"{item.nodes_before} -> {item.nodes_after}", status, shown + more))
-    return table(("pass", "time", "nodes", "status", "hits"), rows, right=("time",))
+        rows.append((item.text, took, f"{item.nodes:+d}" if item.nodes else "", status, shown + more))
+    return table(("pass", "time", "nodes", "status", "hits"), rows, right=("time", "nodes"))
