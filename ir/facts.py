@@ -133,9 +133,9 @@ class Facts:
             tensor = self.tensor(value)
             if tensor is None:
                 return None
-            array = tensor.numpy()
-            if array.size <= MAX_CACHED:
-                self._arrays[value] = array
+            if tensor.size > MAX_CACHED:
+                return tensor.numpy()
+            self._arrays[value] = array = _read_small(tensor)
         return array
 
     def const_size(self, value: onnx_ir.Value | None) -> int | None:
@@ -364,6 +364,18 @@ class Facts:
             else:
                 settled.append(element if complexity(element) <= MAX_COMPLEXITY else self.fresh_integer())
         return tuple(settled)
+
+
+def _read_small(tensor: onnx_ir.TensorProtocol) -> np.ndarray:
+    """The contents of a small tensor. An external file that was not open before is closed again.
+
+    Otherwise a model with thousands of small external tensors would run out of file descriptors.
+    """
+    if not isinstance(tensor, onnx_ir.ExternalTensor) or tensor.raw is not None:
+        return tensor.numpy()
+    array = tensor.numpy().copy()
+    tensor.release()
+    return array
 
 
 def _constant_tensor(

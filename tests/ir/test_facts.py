@@ -504,6 +504,17 @@ def test_large_external_weights_are_not_read(tmp_path: Path):
         facts.const(model.graph.initializers["w"])
 
 
+def test_small_external_tensors_are_not_kept_open(tmp_path: Path):
+    proto = parse("g (float[b, 6] x) => (float[m, n] z) { z = Reshape(x, t) }", t=ints(-1, 2, 3))
+    onnx.save_model(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    model = onnx_ir.load(tmp_path / "m.onnx")
+    facts = Facts(model)
+    assert facts.shape(model.graph.outputs[0]) == (B, 2, 3)
+    tensor = model.graph.initializers["t"].const_value
+    assert isinstance(tensor, onnx_ir.ExternalTensor) and tensor.raw is None
+    np.testing.assert_array_equal(tensor.numpy(), [-1, 2, 3])
+
+
 # control flow, functions, editing ---------------------------------------------------------------------------------
 
 
