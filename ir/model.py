@@ -49,6 +49,7 @@ def load(source: ModelSource) -> onnx_ir.Model:
     if isinstance(source, onnx_ir.Model):
         where = "the given model"
         model = _clone(source, where)
+        _map_tensors(model, where)
     elif isinstance(source, onnx.ModelProto):
         where = "the given ModelProto"
         model = _deserialize(source, where)
@@ -57,7 +58,7 @@ def load(source: ModelSource) -> onnx_ir.Model:
         path = Path(source)
         where = str(path)
         model = _deserialize(_read(path), where)
-        _map_tensors(model, path, where)
+        _map_tensors(model, where, path)
     _normalize(model, where)
     problems = verify_structure(model)
     if problems:
@@ -187,16 +188,22 @@ def _set_tensor(node: onnx_ir.Node, name: str, tensor: onnx_ir.TensorProtocol) -
     node.attributes[name] = onnx_ir.AttrTensor(name, tensor)
 
 
-def _map_tensors(model: onnx_ir.Model, path: Path, where: str) -> None:
-    """Replace references to files by tensors that are mapped from there; all of one file share one map of it."""
+def _map_tensors(model: onnx_ir.Model, where: str, path: Path | None = None) -> None:
+    """Replace references to files by tensors that are mapped from there; all of one file share one map of it.
+
+    Args:
+        model: The model.
+        where: Its name in messages.
+        path: The file it was read from, beside which its data lies; None if its tensors know their folder.
+    """
     files: dict[str, MappedFile] = {}
-    folder = str(path.absolute().parent)
     for tensor, replace in _file_tensors(model):
         embedded = tensor.location == wire.EMBEDDED
         if embedded:
             _check_embedded(tensor, where)
         else:
-            tensor.base_dir = folder
+            if path is not None:
+                tensor.base_dir = str(path.absolute().parent)
             _check_external(tensor, where)
         if tensor.size == 0:
             mapped: onnx_ir.TensorProtocol = onnx_ir.Tensor(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import google.protobuf.message
 import onnx
 import onnx_ir
 from onnx_ir import serde
@@ -38,12 +39,7 @@ def to_proto(model: onnx_ir.Model) -> onnx.ModelProto:
     Beyond 2 GB such a proto lives in memory but cannot be serialized in one piece; save it with
     ``onnx.save(proto, path, save_as_external_data=True)``, or use :func:`save` and never hold it at all.
     """
-    inline = {
-        value: onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
-        for value in _initializers(model)
-        if file_range(value.const_value) is not None
-    }
-    with _swapped(inline):
+    with _swapped(_read_references(model)):
         return serde.serialize_model(model)
 
 
@@ -54,21 +50,30 @@ def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool |
         model: The model; it is unchanged after the call.
         path: The ``.onnx`` file to write. It and its data file may be those the model was loaded from.
         external: Whether weights go to ``<path>.data`` beside it. None decides: they do when the model's weights
-            already lay outside, or would not fit into one protobuf message.
+            already lay outside, or would not fit into one protobuf message. Small ones never do.
 
     Returns:
         The files written, the model first.
 
     Raises:
-        OutputError: The folder is missing or cannot be written to, or the disk is full.
+        OutputError: The folder is missing or cannot be written to, the disk is full, or the weights are too large for
+            one file; what was there before is still there then.
     """
     path = Path(path)
+    total = sum(_size(value.const_value) for value in _initializers(model))
     if external is None:
-        total = sum(value.const_value.nbytes for value in _initializers(model))
         external = total > INLINE_LIMIT or any(is_external(value.const_value) for value in _initializers(model))
+    elif not external and total > INLINE_LIMIT:
+        raise OutputError(
+            f"weights of {total} bytes do not fit into one ONNX file", where=str(path), hint="let them lie beside it"
+        )
+    external = external and bool(_streamable(model))
     files = [path, path.with_name(path.name + ".data")] if external else [path]
     temporary = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in files]
     try:
+        for file in files:
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{str(file)!r} is a folder")
         if external:
             _write_external(model, temporary[0], temporary[1], files[1].name)
         else:
@@ -81,6 +86,8 @@ def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool |
             where=str(path),
             hint="check that the folder exists, is writable and has room",
         ) from error
+    except (ValueError, google.protobuf.message.EncodeError) as error:
+        raise OutputError(f"the model cannot be written as ONNX: {error}", where=str(path)) from error
     finally:
         for file in temporary:
             file.unlink(missing_ok=True)
@@ -92,6 +99,22 @@ def _initializers(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value
+
+
+def _size(tensor: onnx_ir.TensorProtocol) -> int:
+    """About how many bytes a tensor takes in a file."""
+    return tensor.size * 8 if tensor.dtype == onnx_ir.DataType.STRING else tensor.nbytes
+
+
+def _read_references(
+    model: onnx_ir.Model, but: Container[onnx_ir.Value] = ()
+) -> dict[onnx_ir.Value, onnx_ir.TensorProtocol]:
+    """Tensors with contents for the initializers that would be written as a reference to a file."""
+    return {
+        value: onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+        for value in _initializers(model)
+        if isinstance(value.const_value, onnx_ir.ExternalTensor) and value not in but
+    }
 
 
 def _streamable(model: onnx_ir.Model) -> list[onnx_ir.Value]:
@@ -119,17 +142,13 @@ def _swapped(tensors: dict[onnx_ir.Value, onnx_ir.TensorProtocol]) -> Iterator[N
 
 def _skeleton(model: onnx_ir.Model, layout: dict[onnx_ir.Value, tuple[int, int]], location: str) -> onnx.ModelProto:
     """The model's proto with the tensors of ``layout`` (offset, length) referring to ``location``."""
-    inline: dict[onnx_ir.Value, onnx_ir.TensorProtocol] = {
-        value: onnx_ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
-        for value in _initializers(model)
-        if file_range(value.const_value) is not None and value not in layout
-    }
+    tensors = _read_references(model, layout)
     for value, (offset, length) in layout.items():
         tensor = value.const_value
-        inline[value] = onnx_ir.ExternalTensor(
+        tensors[value] = onnx_ir.ExternalTensor(
             location, offset, length, tensor.dtype, shape=tensor.shape, name=value.name or ""
         )
-    with _swapped(inline):
+    with _swapped(tensors):
         return serde.serialize_model(model)
 
 
