@@ -58,7 +58,10 @@ def outline(
     results = [results] if len(outputs) == 1 else list(results)
     for result, old in zip(results, outputs, strict=True):
         rewriter.facts.assume(result, like=old)
-    replaced = [rewriter.replace(old, new) for old, new in zip(outputs, results, strict=True)]
+    replaced = []
+    for old, new in zip(outputs, results, strict=True):
+        replaced.append(rewriter.replace(old, new))
+        rewriter.keep_name(old, replaced[-1])
     for node in reversed(body_nodes):
         rewriter.erase(node)
     return replaced
@@ -93,7 +96,9 @@ def inline(rewriter: Rewriter, call: onnx_ir.Node, rule: str = "inline") -> list
             if new is None:
                 raise PassError(f"function {function.name!r} returns an input that the call leaves out")
             rewriter.facts.assume(new, like=old)
-            rewriter.replace(old, new)
+            replaced = rewriter.replace(old, new)
+            if formal.producer() is not None:
+                rewriter.keep_name(old, replaced)
         rewriter.erase(call)
     return inserted
 
@@ -214,3 +219,18 @@ def _inner_constant(
     digest.update(repr((array.dtype.name, array.shape)).encode() + array.tobytes())
     body.append(node)
     return node.outputs[0]
+
+
+def expanded(model: onnx_ir.Model) -> onnx_ir.Model:
+    """A copy in which every fused op is its original nodes again: what a runtime is given of an unfinished model.
+
+    ONNX Runtime loses the overload of a call inside of a function, and crashes on a body that holds an operator which
+    only its own schemas know; so a model is run in this form until its fused ops have been emitted.
+    """
+    copy = model.clone()
+    rewriter = Rewriter(copy)
+    pending = [node for graph in copy.graphs() for node in graph if node.domain == FUSED_DOMAIN]
+    while pending:
+        pending.extend(node for node in inline(rewriter, pending.pop()) if node.domain == FUSED_DOMAIN)
+    drop_unused_functions(copy)
+    return copy

@@ -29,7 +29,10 @@ _DEFAULT_TOLERANCE = 2e-5
 
 @dataclass
 class Miss:
-    """Why and where a pattern did not match, for the attempt that got furthest."""
+    """Why and where a pattern did not match, for the attempt that got furthest.
+
+    Where the pattern fits but must not be rewritten, ``wanted`` is the reason and ``found`` is empty.
+    """
 
     rule: str
     root: str
@@ -39,7 +42,8 @@ class Miss:
     matched: int
 
     def __str__(self) -> str:
-        return f"{self.rule} at {self.root}: stopped at {self.at}: wanted {self.wanted}, found {self.found}"
+        why = f"wanted {self.wanted}, found {self.found}" if self.found else self.wanted
+        return f"{self.rule} at {self.root}: stopped at {self.at}: {why}"
 
 
 @dataclass
@@ -105,7 +109,7 @@ def match(
         reason = refuse(fit) if refuse is not None else None
         if reason is None:
             return fit
-        attempt.fail(label(root), reason, "otherwise", bonus=1)
+        attempt.fail(label(root), reason, "", bonus=1)
     return attempt.miss
 
 
@@ -229,7 +233,11 @@ class _Attempt:
         entered = self._enter(node)
         for _ in self._attributes(list(pattern.attributes.items()), node):
             for order in self._orders(pattern, node, padded):
-                yield from self._inputs(pattern.inputs, order, node)
+                # Constants first: they are cheap to look at, and say best what is wrong.
+                pairs = sorted(
+                    zip(pattern.inputs, order, strict=False), key=lambda pair: not isinstance(pair[0], Const)
+                )
+                yield from self._inputs([p for p, _ in pairs], [v for _, v in pairs], node)
         self._leave(node, entered)
 
     def _orders(self, pattern: Op, node: onnx_ir.Node, inputs: tuple) -> Iterator[tuple]:
@@ -248,8 +256,8 @@ class _Attempt:
             if pattern is None and value is None:
                 yield from self._inputs(patterns[1:], values[1:], node)
             else:
-                has = "absent" if value is None else "present"
-                self.fail(label(node), "an optional input the other way round", f"one that is {has}")
+                wanted, found = ("no further input", "one") if pattern is None else ("a further input", "none")
+                self.fail(label(node), wanted, found, bonus=-1)
             return
         for _ in self.value(pattern, value):
             yield from self._inputs(patterns[1:], values[1:], node)
@@ -295,14 +303,19 @@ class _Attempt:
         if node.op_type in ("Sub", "Div"):
             yield from self._inverse(pattern, terms, node, left, right)
         else:
+            tried = False
             for size in range(1, len(terms)):
                 for chosen in combinations(range(len(terms)), size):
                     ours = [terms[i] for i in chosen]
                     theirs = [terms[i] for i in range(len(terms)) if i not in chosen]
                     if not (self._plausible(pattern, ours, left) and self._plausible(pattern, theirs, right)):
                         continue
+                    tried = True
                     for _ in self._flat(pattern, ours, left):
                         yield from self._flat(pattern, theirs, right)
+            if not tried:
+                wanted = "a constant operand" if any(isinstance(t, Const) for t in terms) else f"{len(terms)} operands"
+                self.fail(label(node), wanted, f"{_text(left)} and {_text(right)}")
         self._leave(node, entered)
 
     def _plausible(self, pattern: _Flat, terms: Sequence[Pattern], value: onnx_ir.Value) -> bool:

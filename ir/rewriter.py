@@ -196,6 +196,11 @@ class Rewriter:
             constant.name = name
         return new
 
+    def keep_name(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+        """Let ``new``, made to stand for ``old``, bear its name, so that what users look for is still there."""
+        if not (old.is_graph_output() or new.is_graph_output()):
+            old.name, new.name = new.name, old.name
+
     def set_input(self, node: onnx_ir.Node, index: int, value: onnx_ir.Value | None) -> None:
         """Let one input of a node read another value of equal contents."""
         old = node.inputs[index]

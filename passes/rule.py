@@ -156,7 +156,7 @@ class NodeRule:
         with rewriter.at(node, self.name):
             result = self.function(rewriter, node)
             if isinstance(result, str):
-                return Miss(self.name, label(node), label(node), result, "otherwise", 1)
+                return Miss(self.name, label(node), label(node), result, "", 1)
             if isinstance(result, onnx_ir.Value):
                 rewriter.replace(node.outputs[0], result)
                 rewriter.erase(node)

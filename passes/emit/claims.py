@@ -22,9 +22,17 @@ def _as_they_are(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(attributes)
 
 
+_PRODUCT_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+
+
+def _product_attributes(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What differs from the operator's defaults."""
+    return {name: value for name, value in attributes.items() if value != _PRODUCT_DEFAULTS.get(name)}
+
+
 def _gemm_attributes(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     """FusedGemm names the parameters of its activation one by one, and knows no Clip."""
-    own = dict(attributes)
+    own = _product_attributes(attributes)
     if own["activation"] == "Clip":
         return None
     parameters = own.pop("activation_params", [])
@@ -86,5 +94,5 @@ CLAIMS: Mapping[str, tuple[Realisation, ...]] = {
     "SkipSimplifiedLayerNormalization": (Realisation("SkipSimplifiedLayerNormalization", MS, outputs=(0, 3)),),
     "FusedConv": (Realisation("FusedConv", MS),),
     "FusedGemm": (Realisation("FusedGemm", MS, attributes=_gemm_attributes),),
-    "FusedMatMul": (Realisation("FusedMatMul", MS),),
+    "FusedMatMul": (Realisation("FusedMatMul", MS, attributes=_product_attributes),),
 }

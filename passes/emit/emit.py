@@ -46,10 +46,23 @@ class Emit(Pass):
                 ctx.hit(f"{realisation.domain or 'ai.onnx'}::{realisation.op}")
                 continue
             unclaimed[f"{call.op_type} ({_type_name(ctx, call)})"] += 1
-            pending.extend(node for node in inline(ctx.rewriter, call) if node.domain == FUSED_DOMAIN)
+            pending.extend(_unfuse(ctx.rewriter, call))
         for what, count in sorted(unclaimed.items()):
             ctx.remark("skipped", f"{count} x {what}", f"no faster kernel on {ctx.target.provider}: left in its parts")
         drop_unused_functions(ctx.model)
+
+
+def _unfuse(rw: Rewriter, call: onnx_ir.Node) -> list[onnx_ir.Node]:
+    """Put back the original nodes; returns those that are fused ops themselves."""
+    nodes = inline(rw, call)
+    for node in nodes:
+        tensor = rw.facts.tensor(node.outputs[0]) if node.op_type == "Constant" and not node.domain else None
+        if tensor is not None:
+            # Inside of a function constants are nodes; outside they are initializers, shared where they are equal.
+            with rw.at(node, "constant"):
+                rw.replace(node.outputs[0], rw.constant(tensor.numpy(), node.outputs[0].name or "const"))
+            rw.erase(node)
+    return [node for node in nodes if node.domain == FUSED_DOMAIN]
 
 
 def choose(ctx: PassContext, call: onnx_ir.Node) -> Realisation | None:
@@ -106,7 +119,7 @@ def _realise(rw: Rewriter, call: onnx_ir.Node, one: Realisation) -> None:
             wanted[0] = one.finish(rw, call, wanted[0])
         for old, new in zip(call.outputs, wanted, strict=True):
             rw.facts.assume(new, like=old)
-            rw.replace(old, new)
+            rw.keep_name(old, rw.replace(old, new))
         rw.erase(call)
 
 

@@ -142,7 +142,7 @@ def _finish(rw: Rewriter, node: onnx_ir.Node, layer: _Layer, result: onnx_ir.Val
     if isinstance(result, str):
         return result
     dropped = [value for value in (*layer.node.inputs[1:], *node.inputs) if value is not None]
-    rw.replace(node.outputs[0], result)
+    rw.keep_name(node.outputs[0], rw.replace(node.outputs[0], result))
     rw.erase(node)
     for value in dropped:
         if value.is_initializer():

@@ -1,0 +1,1 @@
+"""Regression tests of rewrites: one text file per case, see cases/README.md."""
