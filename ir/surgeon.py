@@ -12,7 +12,8 @@ these aside, tied to the very node or tensor objects that the script handles, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import onnx_graphsurgeon as gs
 import onnx_ir
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, update_import_domains
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_ir import serde
 
 from optc.ir.errors import PassError
@@ -69,7 +71,8 @@ def to_gs(model: onnx_ir.Model) -> gs.Graph:
             if value.type is not None and not isinstance(value.type, onnx_ir.TensorType):
                 value.type = None
     try:
-        surgeon_graph = gs.import_onnx(serde.serialize_model(light))
+        with _quiet():
+            surgeon_graph = gs.import_onnx(serde.serialize_model(light))
     except Exception as error:  # its importer raises bare exceptions of many kinds
         raise PassError(f"GraphSurgeon cannot read this graph: {type(error).__name__}: {error}") from error
     _mark(surgeon_graph, model.graph)
@@ -100,6 +103,7 @@ def from_gs(graph: gs.Graph, like: onnx_ir.Model) -> onnx_ir.Model:
     for function in like.functions.values():
         model.functions.setdefault(function.identifier(), function.clone())
     _restore_nodes(graph, model.graph, _by_name(like), like)
+    _hoist_constants(model, like)
     _restore_values(model, like)
     for domain, version in like.graph.opset_imports.items():
         model.graph.opset_imports.setdefault(domain, version)
@@ -120,6 +124,17 @@ def fingerprint(graph: gs.Graph) -> bytes:
     proto, tensors = _export(graph)
     kept = [str(id(tensor)) for tensor in tensors]
     return proto.SerializeToString(deterministic=True) + ",".join(kept).encode()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without GraphSurgeon's log on stdout: what it warns of losing is what is restored here."""
+    before = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.CRITICAL
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = before
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
@@ -189,11 +204,11 @@ def _export(graph: gs.Graph) -> tuple[onnx.ModelProto, list[onnx_ir.TensorProtoc
             for key in [key for key, value in node.attrs.items() if isinstance(value, list) and not value]:
                 del node.attrs[key]  # its type cannot be told from an empty list; restored from the original node
                 empty.append((node.attrs, key))
-        exported = OnnxExporter.export_graph(graph, do_type_check=False)
-        functions = [OnnxExporter.export_function(function) for function in graph.functions]
-        return onnx.helper.make_model(
-            exported, functions=functions, opset_imports=update_import_domains(graph)
-        ), tensors
+        with _quiet():
+            exported = OnnxExporter.export_graph(graph, do_type_check=False)
+            functions = [OnnxExporter.export_function(function) for function in graph.functions]
+            imports = update_import_domains(graph)
+        return onnx.helper.make_model(exported, functions=functions, opset_imports=imports), tensors
     except Exception as error:  # its exporter raises bare exceptions of many kinds
         raise PassError(f"GraphSurgeon cannot write this graph: {type(error).__name__}: {error}") from error
     finally:
@@ -237,8 +252,8 @@ def _restore_tensors(model: onnx_ir.Model, tensors: Sequence[onnx_ir.TensorProto
 
 
 def _values(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Value]:
-    yield from dict.fromkeys(graph.inputs)
-    yield from graph.initializers.values()
+    """The values that a graph defines, each once (an input with a default is an initializer too)."""
+    yield from dict.fromkeys((*graph.inputs, *graph.initializers.values()))
     for node in graph:
         yield from node.outputs
 
@@ -306,6 +321,31 @@ def _restore_overload(node: onnx_ir.Node, like: onnx_ir.Model) -> None:
         )
     if overloads:
         node.overload = overloads.pop()
+
+
+def _hoist_constants(model: onnx_ir.Model, like: onnx_ir.Model) -> None:
+    """Put constants back where they were: GraphSurgeon copies an outer graph's into every graph that reads them."""
+    main = model.graph
+    own = {name for graph in like.graph.subgraphs() for name in graph.initializers} - like.graph.initializers.keys()
+
+    def visit(graph: onnx_ir.Graph, scope: Mapping[str, onnx_ir.Value]) -> None:
+        for name, value in list(graph.initializers.items()):
+            outer = scope.get(name) or main.initializers.get(name)
+            if outer is None and name in own:
+                continue
+            if outer is None:
+                outer = onnx_ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
+                main.register_initializer(outer)
+            value.replace_all_uses_with(outer, replace_graph_outputs=True)
+            del graph.initializers[name]
+        inside = {**scope, **graph.initializers}
+        for node in graph:
+            for subgraph in subgraphs(node):
+                visit(subgraph, inside)
+
+    for node in main:
+        for subgraph in subgraphs(node):
+            visit(subgraph, {})
 
 
 def _restore_values(model: onnx_ir.Model, like: onnx_ir.Model) -> None:
