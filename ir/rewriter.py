@@ -25,11 +25,10 @@ _SHARED_BYTES = 64
 
 
 class Listener(Protocol):
-    """Is told about every change, after it was made."""
+    """Is told about every node for which a rule may now match that did not match before."""
 
-    def inserted(self, node: onnx_ir.Node) -> None: ...
-    def changed(self, node: onnx_ir.Node) -> None: ...
-    def erased(self, node: onnx_ir.Node) -> None: ...
+    def changed(self, node: onnx_ir.Node) -> None:
+        """The node was inserted, reads something else, has other attributes, or lost a reader."""
 
 
 class Rewriter:
@@ -47,6 +46,7 @@ class Rewriter:
         self.changes = 0
         self._names = {name for graph in model.graphs() for name in _value_names(graph)}
         self._counter = 0
+        self._stems: dict[str, str] = {}
         self._shared: dict[tuple[str, tuple[int, ...], bytes], onnx_ir.Value] = {}
         self._rule: str | None = None
         self._sources: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Rewriter:
         attrs = [onnx_ir.convenience.convert_attribute(k, v) for k, v in attributes.items() if v is not None]
         node = onnx_ir.Node(domain, op_type, inputs, attrs, overload=overload, num_outputs=outputs)
         for value in node.outputs:
-            value.name = self.fresh_name(f"{self._anchor.outputs[0].name or op_type}_{op_type.lower()}")
+            value.name = self._name_after(self._anchor.outputs[0].name or op_type, op_type.lower())
         self.insert(node, version=version)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
 
@@ -115,12 +115,11 @@ class Rewriter:
             self._names.add(value.name)
         self.import_opset(node.domain, version)
         self._stamp(node)
-        node.name = self.fresh_name(node.name or f"{anchor.name or node.op_type}_{node.op_type}")
+        node.name = self.fresh_name(node.name) if node.name else self._name_after(anchor.name or "", node.op_type)
         anchor.graph.insert_before(anchor, node)
         self.facts.infer(node)
         self.changes += 1
-        for listener in self.listeners:
-            listener.inserted(node)
+        self._tell(node)
         return node
 
     def import_opset(self, domain: str, version: int | None = None) -> None:
@@ -175,6 +174,8 @@ class Rewriter:
         Raises:
             PassError: The two provably differ in dtype or rank, so the rule is wrong.
         """
+        if old is new:
+            return new
         self._check_compatible(old, new)
         if old.is_graph_output():
             new = self._take_over_output(old, new)
@@ -182,8 +183,7 @@ class Rewriter:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.changes += 1
         for node in dict.fromkeys(users):
-            for listener in self.listeners:
-                listener.changed(node)
+            self._tell(node)
         return new
 
     def materialize(self, value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
@@ -210,6 +210,9 @@ class Rewriter:
             self._check_compatible(old, value)
         node.replace_input_with(index, value)
         self._touch(node)
+        producer = old.producer() if old is not None else None
+        if producer is not None:
+            self._tell(producer)
 
     def set_attribute(self, node: onnx_ir.Node, name: str, value: Any) -> None:
         """Set (or with None remove) an attribute of a node."""
@@ -236,15 +239,16 @@ class Rewriter:
         pending = [node]
         while pending:
             dead = pending.pop()
-            if dead.graph is None or not is_dead(dead):
+            if dead.graph is None:
                 continue
-            producers = [v.producer() for v in _captured(dead) if v is not None]
-            _detach_subgraphs(dead)
+            if not is_dead(dead):
+                self._tell(dead)  # it lost a reader: now it may be used once only, which many patterns wait for
+                continue
+            producers = dict.fromkeys(v.producer() for v in _captured(dead) if v is not None)
+            _take_apart(dead)
             dead.graph.remove(dead, safe=True)
             self.changes += 1
-            for listener in self.listeners:
-                listener.erased(dead)
-            pending.extend(p for p in dict.fromkeys(producers) if p is not None and p.graph is not None)
+            pending.extend(p for p in producers if p is not None and p.graph is not None)
 
     def erase_initializer(self, value: onnx_ir.Value) -> None:
         """Drop an initializer that nobody reads and that is neither an input nor an output."""
@@ -267,12 +271,22 @@ class Rewriter:
         self._names.add(name)
         return name
 
+    def _name_after(self, base: str, suffix: str) -> str:
+        """A fresh name made of another one; suffixes do not pile up when what was made is rewritten in its turn."""
+        stem = self._stems.get(base, base)
+        name = self.fresh_name(f"{stem}_{suffix}" if stem else suffix)
+        self._stems[name] = stem
+        return name
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _touch(self, node: onnx_ir.Node) -> None:
         self.changes += 1
         if self._rule is not None:
             self._stamp(node, keep=True)
+        self._tell(node)
+
+    def _tell(self, node: onnx_ir.Node) -> None:
         for listener in self.listeners:
             listener.changed(node)
 
@@ -333,13 +347,13 @@ def copy_attributes(node: onnx_ir.Node) -> Mapping[str, onnx_ir.Attr]:
     return dict(node.attributes.items())
 
 
-def _detach_subgraphs(node: onnx_ir.Node) -> None:
-    """Let go of what a node's sub-graphs read, so that it no longer counts as used."""
+def _take_apart(node: onnx_ir.Node) -> None:
+    """Empty a node's sub-graphs, so that nothing in them counts as a reader, or as a node to rewrite, any more."""
     for subgraph in subgraphs(node):
-        for inner in subgraph:
-            _detach_subgraphs(inner)
-            for index in range(len(inner.inputs)):
-                inner.replace_input_with(index, None)
+        subgraph.outputs.clear()
+        for inner in reversed(list(subgraph)):
+            _take_apart(inner)
+            subgraph.remove(inner, safe=True)
 
 
 def _captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value | None]:

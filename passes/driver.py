@@ -37,21 +37,9 @@ class _Worklist:
                 return node
         return None
 
-    def inserted(self, node: onnx_ir.Node) -> None:
-        self.push(node)
-        self._push_users(node)
-
     def changed(self, node: onnx_ir.Node) -> None:
         self.push(node)
         self._push_users(node)
-
-    def erased(self, node: onnx_ir.Node) -> None:
-        # A producer that lost a reader may now be used once only, which is what many patterns wait for.
-        for value in node.inputs:
-            producer = value.producer() if value is not None else None
-            if producer is not None:
-                self.push(producer)
-                self._push_users(producer)
 
     def _push_users(self, node: onnx_ir.Node) -> None:
         for value in node.outputs:
