@@ -29,11 +29,13 @@ class DeadCodeElimination(Pass):
 
     def run(self, ctx: PassContext) -> None:
         rw, model = ctx.rewriter, ctx.model
+        changes = rw.changes
         for graph in list(all_graphs(model)):
             for node in reversed(graph):
                 if node.graph is not None and node.outputs and is_dead(node):
                     rw.erase(node)
-                    ctx.hit("node")
+        if rw.changes != changes:
+            ctx.hit("node", rw.changes - changes)
         for graph in all_graphs(model):
             for node in graph:
                 for index in _unused_optional_outputs(node, rw.opset(node.domain)):
@@ -60,7 +62,7 @@ def _unused_optional_outputs(node: onnx_ir.Node, version: int) -> list[int]:
     unused = [
         index
         for index, value in enumerate(node.outputs)
-        if index and value.name and not (value.uses() or value.is_graph_output())
+        if value.name and not (value.uses() or value.is_graph_output())
     ]
     schema = schema_of(node, version) if unused else None
     if schema is None:

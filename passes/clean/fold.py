@@ -51,18 +51,23 @@ class Fold(Pass):
         weights = meta.setdefault(_WEIGHTS, _weight_bytes(ctx.model))
         spent = meta.setdefault(_SPENT, 0)
         evaluator = ctx.services.get("evaluator")
-        plan = make_plan(
-            ctx,
-            budget=int(self.growth * weights) - spent,
-            slack=self.slack,
-            limit=self.limit,
-            memory=self.memory,
-            evaluate=evaluator is not None,
-            excluded=lambda node: _FAILED in node.meta,
-        )
-        failed = _apply(ctx, plan, evaluator)
-        meta[_SPENT] = spent + plan.cost
-        self._tell(ctx, plan, failed)
+        while True:
+            plan = make_plan(
+                ctx,
+                budget=int(self.growth * weights) - spent,
+                slack=self.slack,
+                limit=self.limit,
+                memory=self.memory,
+                evaluate=evaluator is not None,
+                excluded=lambda node: _FAILED in node.meta,
+            )
+            failed = _apply(ctx, plan, evaluator)
+            spent += plan.cost
+            self._tell(ctx, plan, failed)
+            if not failed:
+                break
+            # Every round excludes nodes for good; what the failed ones read may now be stored in their stead.
+        meta[_SPENT] = spent
 
     def _tell(self, ctx: PassContext, plan: Plan, failed: Sequence[onnx_ir.Node]) -> None:
         """Say what was left, each kind once."""
@@ -120,8 +125,8 @@ def _lift_constants(ctx: PassContext) -> None:
 
 
 def _apply(ctx: PassContext, plan: Plan, evaluator: Any) -> list[onnx_ir.Node]:
-    """Store the plan's values; the nodes that could not be evaluated are returned."""
-    failed = []
+    """Store the plan's values; the nodes that turn out not to be computable are marked and returned."""
+    failed: list[onnx_ir.Node] = []
     learned = False
     for batch in _batches(plan):
         for value, tensor in _tensors(ctx, plan, batch, evaluator).items():
@@ -129,8 +134,7 @@ def _apply(ctx: PassContext, plan: Plan, evaluator: Any) -> list[onnx_ir.Node]:
             if node is None or node.graph is None:
                 continue
             if tensor is None or tensor.nbytes > plan.allowed(value):
-                node.meta[_FAILED] = True
-                failed.append(node)
+                failed.extend(_culprits(ctx, plan, value, evaluator) or [node])
                 continue
             shape = ctx.facts.shape(value)
             learned |= shape is None or not all(isinstance(dim, int) for dim in shape)
@@ -140,7 +144,17 @@ def _apply(ctx: PassContext, plan: Plan, evaluator: Any) -> list[onnx_ir.Node]:
             ctx.hit("fold")
     if learned:
         ctx.rewriter.relearn()
+    for node in failed:
+        node.meta[_FAILED] = True
     return failed
+
+
+def _culprits(ctx: PassContext, plan: Plan, value: onnx_ir.Value, evaluator: Any) -> list[onnx_ir.Node]:
+    """Of the nodes that a value is computed by, those that cannot be computed."""
+    nodes = plan.ancestors([value])
+    wanted = [v for node in nodes for v in node.outputs if v.uses() or v is value]
+    arrays = _evaluate(ctx, plan, nodes, wanted, evaluator)
+    return list(dict.fromkeys(v.producer() for v, array in zip(wanted, arrays, strict=True) if array is None))  # type: ignore[misc]
 
 
 def _erase(ctx: PassContext, node: onnx_ir.Node) -> None:
@@ -180,11 +194,18 @@ def _tensors(
     """The contents of values: as the facts know them, else as the evaluator computes them."""
     views = {v: tensor for v in values if v in plan.views and (tensor := _lazy(plan.views[v], v, ctx)) is not None}
     wanted = [value for value in values if value not in plan.known and value not in views]
-    nodes = plan.ancestors(wanted)
-    feeds = {v: plan.known[v] for node in nodes for v in captured(node) if v in plan.known}
-    arrays = evaluator.run(nodes, feeds, wanted, ctx.model.graph.opset_imports) if wanted else []
+    arrays = _evaluate(ctx, plan, plan.ancestors(wanted), wanted, evaluator)
     computed = {**plan.known, **dict(zip(wanted, arrays, strict=True))}
     return {value: views.get(value) or _tensor(computed[value], ctx.facts.dtype(value)) for value in values}
+
+
+def _evaluate(
+    ctx: PassContext, plan: Plan, nodes: Sequence[onnx_ir.Node], wanted: Sequence[onnx_ir.Value], evaluator: Any
+) -> list[Any]:
+    if not wanted:
+        return []
+    feeds = {value: plan.known[value] for node in nodes for value in captured(node) if value in plan.known}
+    return evaluator.run(nodes, feeds, wanted, ctx.model.graph.opset_imports)
 
 
 def _lazy(view: Callable[[], np.ndarray], value: onnx_ir.Value, ctx: PassContext) -> onnx_ir.TensorProtocol | None:
