@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+from onnx_ir import serde
 
 from optc.ir.cloning import Cloner
 from optc.ir.errors import PassError
@@ -50,6 +51,7 @@ def outline(
         PassError: The nodes read a value that is neither an input nor a small constant.
     """
     body_nodes = _in_order(nodes)
+    root = body_nodes[-1].graph
     function = _body(rewriter, op_type, inputs, outputs, body_nodes, attributes)
     rewriter.model.functions.setdefault(function.identifier(), function)
     results = rewriter.op(
@@ -64,6 +66,8 @@ def outline(
         rewriter.keep_name(old, replaced[-1])
     for node in reversed(body_nodes):
         rewriter.erase(node)
+    if len(outputs) > 1 and root is not None:
+        rewriter.restore_order(root)  # what reads an inner output may come before the root, where the call now is
     return replaced
 
 
@@ -190,7 +194,10 @@ def _body(
                     clone.op_identifier(),
                     [None if v is None else v.name for v in arguments],
                     [v.name for v in clone.outputs],
-                    [str(a) for a in clone.attributes.values()],
+                    [
+                        serde.serialize_attribute(clone.attributes[name]).SerializeToString(deterministic=True)
+                        for name in sorted(clone.attributes)
+                    ],
                 )
             ).encode()
         )

@@ -17,7 +17,7 @@ import onnx_ir
 
 from optc.ir.facts import Facts
 from optc.ir.pattern import COMMUTATIVE, Const, Named, OneOf, Op, Pattern, Product, Sum, Through, Var, _Flat, split_op
-from optc.ir.rewriter import users
+from optc.ir.rewriter import reads, users
 from optc.ir.verify import label, schema_of
 
 _STEP_LIMIT = 20_000
@@ -25,6 +25,8 @@ _STEP_LIMIT = 20_000
 #: digits that exporters write (1.4142, 0.044715).
 _TOLERANCE = {onnx_ir.DataType.FLOAT16: 2e-3, onnx_ir.DataType.BFLOAT16: 8e-3}
 _DEFAULT_TOLERANCE = 2e-5
+#: Significant bits that all float types of models have (bfloat16's).
+_COMMON_BITS = 8
 
 
 @dataclass
@@ -142,6 +144,23 @@ class _Attempt:
                 for user in users(value):
                     if user not in inside:
                         return label(node), f"{value.name!r} is also used by {label(user)}"
+        return self._way_back(inside) if self.found.exported else None
+
+    def _way_back(self, inside: set[onnx_ir.Node]) -> tuple[str, str] | None:
+        """An exported value that a matched node reads again by way of nodes outside: one op cannot be both sides."""
+        exporters = {value.producer() for value in self.found.exported}
+        reading = [value for node in self.found.nodes if node not in exporters for value in node.inputs]
+        pending = [p for value in reading if value is not None and (p := value.producer()) and p not in inside]
+        seen = set(pending)
+        while pending:
+            node = pending.pop()
+            for value in reads(node):
+                producer = value.producer() if value is not None else None
+                if producer in inside:
+                    return label(node), "it lies between two parts of the pattern"
+                if producer is not None and producer not in seen:
+                    seen.add(producer)
+                    pending.append(producer)
         return None
 
     # -- one value against one pattern; each yield is a way to match ------------------------------------------------
@@ -149,7 +168,8 @@ class _Attempt:
     def value(self, pattern: Pattern, value: onnx_ir.Value) -> Iterator[None]:
         self.steps += 1
         if self.steps > _STEP_LIMIT:
-            self.fail(_where(value), "a match within the step limit", "too many ways to try")
+            root = self.miss.root
+            self.miss = Miss(self.rule, root, _where(value), "a match within the step limit", "too many ways", 1)
             return
         if isinstance(pattern, Var):
             yield from self._bind(pattern.name, value)
@@ -271,7 +291,9 @@ class _Attempt:
         if isinstance(pattern, Var):
             for _ in self._bind(pattern.name, actual):
                 yield from self._attributes(rest, node)
-        elif actual == pattern or (isinstance(pattern, float) and actual is not None and math.isclose(actual, pattern)):
+        elif actual == (tuple(pattern) if isinstance(pattern, list) else pattern) or (
+            isinstance(pattern, float) and actual is not None and math.isclose(actual, pattern)
+        ):
             yield from self._attributes(rest, node)
         else:
             self.fail(label(node), f"{name}={pattern}", f"{name}={actual}", bonus=1)
@@ -328,9 +350,9 @@ class _Attempt:
     def _inverse(
         self, pattern: _Flat, terms: Sequence[Pattern], node: onnx_ir.Node, left: onnx_ir.Value, right: onnx_ir.Value
     ) -> Iterator[None]:
-        """``left - c`` is ``left + (-c)``, ``left / c`` is ``left * (1 / c)``."""
+        """``left - c`` is ``left + (-c)``; ``left / c`` is ``left * (1 / c)``, but not for integers."""
         constant = self.facts.scalar(right)
-        if constant is None or (isinstance(pattern, Product) and constant == 0):
+        if constant is None or (isinstance(pattern, Product) and (constant == 0 or isinstance(constant, int))):
             self.fail(label(node), "a constant as second operand", _text(right))
             return
         inverse = -constant if isinstance(pattern, Sum) else 1 / constant
@@ -356,17 +378,25 @@ class _Attempt:
 
 
 def close(actual: float, wanted: float, dtype: onnx_ir.DataType | None) -> bool:
-    """Whether a constant of a model is the one that a formula means."""
-    if isinstance(actual, int) and float(wanted).is_integer():
+    """Whether a constant of a model is the one that a formula means.
+
+    What every float type can hold, such as 0, 1 or 0.5, must be met exactly.
+    """
+    if (math.frexp(wanted)[0] * 2**_COMMON_BITS).is_integer() or not math.isfinite(wanted):
         return actual == wanted
     tolerance = _TOLERANCE.get(dtype, _DEFAULT_TOLERANCE) if dtype is not None else _DEFAULT_TOLERANCE
     return math.isclose(actual, wanted, rel_tol=tolerance, abs_tol=0.0)
 
 
 def attribute(node: onnx_ir.Node, name: str, facts: Facts | None = None) -> Any:
-    """An attribute's Python value; the schema's default where the node does not set it; None where there is none."""
+    """An attribute's Python value; the schema's default where the node does not set it; None where there is none.
+
+    None also stands for a parameter of the function that the node is part of: every call may give another value.
+    """
     attr = node.attributes.get(name)
-    if attr is not None and not attr.is_ref():
+    if attr is not None:
+        if attr.is_ref():
+            return None
         return attr.value.decode() if isinstance(attr.value, bytes) else attr.value
     version = node.version or (facts.opset(node.domain) if facts is not None else None)
     schema = schema_of(node, version) if version else None

@@ -17,10 +17,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 #: Operators whose two inputs may be swapped, besides the sums and products.
 COMMUTATIVE = {"Add", "Mul", "Equal", "And", "Or", "Xor", "Max", "Min", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+
+#: What a match has of its own, so that no variable can go by it.
+_TAKEN = frozenset({"bindings", "exported", "facts", "get", "nodes", "output", "root", "scalar"})
 
 Scalar = int | float | bool
 
@@ -94,18 +98,17 @@ class Op(Pattern):
             absent unless ``rest`` is set.
         attributes: Attribute values that the node must have; a Var binds the value. An attribute that the node does
             not have counts with the schema's default.
-        exported: The matched value may also be used outside of the match (it becomes an output of the fused op).
+        output: Which of the node's outputs the matched value is.
+        rest: Whether the node may have further inputs.
     """
 
     ops: tuple[str, ...]
     inputs: tuple[Pattern | None, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
-    name: str | None = None
     output: int = 0
     rest: bool = False
-    exported: bool = False
 
-    @property
+    @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return frozenset(split_op(op) for op in self.ops)
 
@@ -116,7 +119,7 @@ class OneOf(Pattern):
 
     options: tuple[Pattern, ...]
 
-    @property
+    @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return frozenset().union(*(option.roots for option in self.options))
 
@@ -128,20 +131,24 @@ class Through(Pattern):
     ops: tuple[str, ...]
     inner: Pattern
 
-    @property
+    @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return self.inner.roots | frozenset(split_op(op) for op in self.ops)
 
 
 @dataclass(frozen=True, eq=False)
 class Named(Pattern):
-    """``inner``, its value bound to a name; ``exported`` as in :class:`Op`."""
+    """``inner``, its value bound to a name.
+
+    Attributes:
+        exported: The value may also be used outside of the match (it becomes an output of the fused op).
+    """
 
     name: str
     inner: Pattern
     exported: bool = False
 
-    @property
+    @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return self.inner.roots
 
@@ -156,7 +163,6 @@ class _Flat(Pattern):
         flat: list[Pattern] = []
         for term in terms:
             flat.extend(term.terms if isinstance(term, cls) else (term,))
-        # A lone numeric constant swallows the others: 2 * (0.5 * x) is written by nobody on purpose.
         return cls(tuple(flat))  # type: ignore[call-arg]
 
 
@@ -166,7 +172,7 @@ class Sum(_Flat):
 
     terms: tuple[Pattern, ...]
 
-    @property
+    @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return frozenset({("", "Add"), ("", "Sub")})
 
@@ -177,7 +183,7 @@ class Product(_Flat):
 
     terms: tuple[Pattern, ...]
 
-    @property
+    @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return frozenset({("", "Mul"), ("", "Div")})
 
@@ -245,6 +251,8 @@ def build_pattern(function: Callable[..., Pattern | tuple[Pattern, ...]]) -> tup
         The pattern and the names of the function's variables, in order.
     """
     names = tuple(inspect.signature(function).parameters)[1:]
+    if taken := sorted(_TAKEN.intersection(names)):
+        raise TypeError(f"pattern function {function.__name__}: {taken[0]!r} means something else on a match")
     pattern = function(PatternBuilder(), *(Var(name) for name in names))
     if not isinstance(pattern, Pattern) or not pattern.roots:
         raise TypeError(f"pattern function {function.__name__} must return an operator, a sum or a product")

@@ -244,11 +244,22 @@ class Rewriter:
             if not is_dead(dead):
                 self._tell(dead)  # it lost a reader: now it may be used once only, which many patterns wait for
                 continue
-            producers = dict.fromkeys(v.producer() for v in _captured(dead) if v is not None)
+            producers = dict.fromkeys(v.producer() for v in reads(dead) if v is not None)
             _take_apart(dead)
             dead.graph.remove(dead, safe=True)
             self.changes += 1
             pending.extend(p for p in producers if p is not None and p.graph is not None)
+
+    def restore_order(self, graph: onnx_ir.Graph) -> None:
+        """Let producers come before readers again, after a node took over outputs that are read before it.
+
+        Raises:
+            PassError: They depend on each other in a cycle.
+        """
+        try:
+            graph.sort()
+        except ValueError as error:
+            raise PassError(f"rule {self._rule or '?'} has made a cycle") from error
 
     def erase_initializer(self, value: onnx_ir.Value) -> None:
         """Drop an initializer that nobody reads and that is neither an input nor an output."""
@@ -356,12 +367,12 @@ def _take_apart(node: onnx_ir.Node) -> None:
             subgraph.remove(inner, safe=True)
 
 
-def _captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value | None]:
-    """The inputs of a node and of everything in its sub-graphs."""
+def reads(node: onnx_ir.Node) -> Iterator[onnx_ir.Value | None]:
+    """What a node and everything in its sub-graphs read; None for inputs that are left out."""
     yield from node.inputs
     for subgraph in subgraphs(node):
         for inner in subgraph:
-            yield from _captured(inner)
+            yield from reads(inner)
 
 
 def _value_names(graph: onnx_ir.Graph) -> Iterator[str]:
@@ -376,4 +387,4 @@ def _value_names(graph: onnx_ir.Graph) -> Iterator[str]:
                 yield value.name
 
 
-__all__ = ["RULE_KEY", "SOURCE_KEY", "Listener", "Rewriter", "copy_attributes", "is_dead", "sources", "users"]
+__all__ = ["RULE_KEY", "SOURCE_KEY", "Listener", "Rewriter", "copy_attributes", "is_dead", "reads", "sources", "users"]
