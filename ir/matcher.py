@@ -403,7 +403,7 @@ def attribute(node: onnx_ir.Node, name: str, facts: Facts | None = None) -> Any:
     if schema is None or name not in schema.attributes:
         return None
     default = schema.attributes[name].default_value
-    return onnx_ir.from_proto(default).value if default.type else None
+    return onnx_ir.serde.deserialize_attribute(default).value if default.type else None
 
 
 def _where(value: Any) -> str:

@@ -155,7 +155,7 @@ class Rewriter:
         value = onnx_ir.Value(
             name=name,
             type=onnx_ir.TensorType(tensor.dtype),
-            shape=onnx_ir.Shape(tensor.shape),
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
             const_value=named(tensor, name),
         )
         self.model.graph.register_initializer(value)
@@ -266,7 +266,7 @@ class Rewriter:
         graph = value.graph
         if graph is None or value.uses() or value.is_graph_input() or value.is_graph_output():
             return
-        del graph.initializers[value.name]
+        del graph.initializers[value.name or ""]
         self.changes += 1
 
     def relearn(self) -> None:

@@ -38,7 +38,7 @@ class Place(NamedTuple):
     """Where a dim can be read: an axis of a tensor, or an item of a tensor of integers."""
 
     value: onnx_ir.Value
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not missed
     item: bool
 
 

@@ -125,11 +125,11 @@ class _Search:
                 continue
             matrix = layer.matrix(self.ctx.facts)
             expected = x @ matrix
-            models = {None: _single(None, layer, {"weight": matrix})}
-            for name in self.options.schemes:
-                arrays = self._encoded(index, name, matrix)
+            models: dict[str | None, onnx_ir.Model] = {None: _single(None, layer, {"weight": matrix})}
+            for scheme in self.options.schemes:
+                arrays = self._encoded(index, scheme, matrix)
                 if arrays is not None:
-                    models[name] = _single(SCHEMES[name], layer, arrays)
+                    models[scheme] = _single(SCHEMES[scheme], layer, arrays)
             runs = {name: self.measure.open(model) for name, model in models.items()}
             key = (layer.rows, layer.columns, len(x))
             if key not in timed:

@@ -77,7 +77,7 @@ def hard_sigmoid(p, x):
     return clipped * (1 / 6)
 
 
-_HARD_SIGMOID = {"alpha": 1 / 6, "beta": 0.5}
+_HARD_SIGMOID: dict[str, Any] = {"alpha": 1 / 6, "beta": 0.5}
 
 
 @fusion("hard-swish", "HardSwish", same_shape_as="x", check=stays_float)

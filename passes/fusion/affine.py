@@ -218,7 +218,7 @@ def _arithmetic(rw: Rewriter, node: onnx_ir.Node, rule: str) -> str | bool | Non
     return reason
 
 
-def _operands(node: onnx_ir.Node) -> Iterator[tuple[onnx_ir.Value, onnx_ir.Value]]:
+def _operands(node: onnx_ir.Node) -> Iterator[tuple[onnx_ir.Value | None, onnx_ir.Value | None]]:
     """The (value, constant) pairs that a node's operands may be."""
     left, right = node.inputs
     yield left, right

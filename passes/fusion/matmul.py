@@ -31,7 +31,7 @@ def _(found: Match) -> str | None:
     if not facts.is_const(found.bias):
         return "the bias must be constant"
     shape, out = facts.shape(found.bias), facts.shape(found.w)
-    if shape is None or shape not in ((out[1],), (1, out[1])):
+    if shape is None or out is None or shape not in ((out[1],), (1, out[1])):
         return "the bias must be a vector with one element per column"
     return None
 
