@@ -37,6 +37,10 @@ from optc.ir.infer_base import (
 _FAR = 2**31 - 1
 """Slice bounds from here on, of either sign, are past every axis."""
 
+_OPEN_ENDS = frozenset({2**31 - 1, 2**63 - 1})
+"""Ends that ONNX Runtime takes for the open end of a slice in either direction; backwards, others take them at their
+word, so that nothing is known."""
+
 
 # joining and cutting ----------------------------------------------------------------------------------------------
 
@@ -99,7 +103,7 @@ def _counted(index: Dim, dim: Dim) -> Dim | None:
 
 def sliced_dim(ctx: Context, dim: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     """How many elements Slice keeps of an axis of size ``dim``."""
-    if not isinstance(step, int) or step == 0:
+    if not isinstance(step, int) or step == 0 or (step < 0 and end in _OPEN_ENDS):
         return ctx.fresh()
     first = _counted(start, dim)
     last = -1 if isinstance(end, int) and step < 0 and end <= -_FAR else _counted(end, dim)
@@ -125,6 +129,8 @@ def _cut(
         return None
     cuts, sizes = [slice(None)] * len(shape), static(shape)
     for axis, start, end, step in zip(axes, *plain, strict=True):
+        if step < 0 and end in _OPEN_ENDS:
+            return None
         # NumPy clamps as ONNX does, but for a backward slice that starts before the beginning
         cuts[axis] = slice(max(start, -sizes[axis]) if step < 0 else start, end, step)
     return rearranged(elements, shape, lambda array: array[tuple(cuts)])
