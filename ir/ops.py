@@ -9,7 +9,7 @@ Builders insert before the rewriter's anchor and return the new value. Readers r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -230,7 +230,9 @@ def cuts_of(node: onnx_ir.Node, facts: Facts) -> tuple[Cut, ...] | None:
 # shapes -----------------------------------------------------------------------------------------------------------
 
 
-def reshape_target(source: Sequence[Dim], wanted: Sequence[Dim], inferred: int | None = None) -> tuple[int, ...] | None:
+def reshape_target(
+    source: Sequence[Dim], wanted: Sequence[Dim], nonzero: Collection[Dim] = ()
+) -> tuple[int, ...] | None:
     """A constant Reshape target that turns a tensor of shape ``source`` into one of shape ``wanted``, in every run.
 
     The two have equally many elements. A dim that is no integer is copied (0) where the input has the same dim at the
@@ -241,7 +243,7 @@ def reshape_target(source: Sequence[Dim], wanted: Sequence[Dim], inferred: int |
     Args:
         source: Dims of the input.
         wanted: Dims of the result.
-        inferred: The place of a -1 in the target that is replaced; there it may stand in any case.
+        nonzero: Dims that are not 0 in any run that succeeds, as :func:`nonzero_dims` tells.
 
     Returns:
         The target, or None if there is none.
@@ -257,12 +259,21 @@ def reshape_target(source: Sequence[Dim], wanted: Sequence[Dim], inferred: int |
     if -1 not in target:
         return tuple(target)
     others = [dim for dim, entry in zip(wanted, target, strict=True) if entry != -1]
-    if target.count(-1) > 1 or not (target.index(-1) == inferred or all(map(provably_positive, others))):
+    if target.count(-1) > 1 or not all(dim in nonzero or provably_positive(dim) for dim in others):
         return None
     return tuple(target)
 
 
-def view(rw: Rewriter, x: onnx_ir.Value, wanted: Sequence[Dim]) -> onnx_ir.Value | None:
+def nonzero_dims(node: onnx_ir.Node, facts: Facts) -> tuple[Dim, ...]:
+    """Dims that must not be 0 because a Reshape infers another one beside them."""
+    shape = facts.shape(node.outputs[0])
+    target = facts.elements(operand(node, 1)) if is_op(node, "Reshape") else None
+    if shape is None or target is None or target.count(-1) != 1 or len(target) != len(shape):
+        return ()
+    return tuple(dim for dim, entry in zip(shape, target, strict=True) if entry != -1)
+
+
+def view(rw: Rewriter, x: onnx_ir.Value, wanted: Sequence[Dim], nonzero: Collection[Dim] = ()) -> onnx_ir.Value | None:
     """``x`` in the shape ``wanted``, which holds equally many elements: ``x`` itself, or a Reshape with a constant.
 
     None, and nothing is changed, where no constant target is right in every run.
@@ -272,5 +283,5 @@ def view(rw: Rewriter, x: onnx_ir.Value, wanted: Sequence[Dim]) -> onnx_ir.Value
         return None
     if tuple(shape) == tuple(wanted):
         return x
-    target = reshape_target(shape, wanted)
+    target = reshape_target(shape, wanted, nonzero)
     return None if target is None else reshape(rw, x, target)

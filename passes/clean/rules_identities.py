@@ -177,18 +177,6 @@ def where_not(rw: Rewriter, node: onnx_ir.Node):
     return None if negation is None else rw.op("Where", negation.inputs[0], node.inputs[2], node.inputs[1])
 
 
-@node_rule("where-boolean", "Where")
-def where_boolean(rw: Rewriter, node: onnx_ir.Node):
-    """where(c, true, false) is c, where(c, false, true) is not c."""
-    condition, a, b = node.inputs
-    branches = uniform(rw.facts, a), uniform(rw.facts, b)
-    if not all(isinstance(branch, bool) for branch in branches) or branches[0] == branches[1]:
-        return None
-    if not same_shape(rw.facts, condition, node.outputs[0]):
-        return None
-    return condition if branches[0] else rw.op("Not", condition)
-
-
 @node_rule("trivial-reduction", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd")
 def trivial_reduction(rw: Rewriter, node: onnx_ir.Node):
     """Reducing over no axes, or over dims that are 1, changes nothing (but the rank, unless it is kept)."""
@@ -302,7 +290,6 @@ RULES = (
     negated_comparison,
     where_constant,
     where_not,
-    where_boolean,
     trivial_reduction,
     clip_integers,
     clip_chain,

@@ -7,7 +7,7 @@ import onnx_ir
 
 from optc.ir.dims import BroadcastError, Dim, broadcast, provably_ge
 from optc.ir.facts import Facts
-from optc.ir.ops import cuts_of, is_op, operand, reshape, reshape_target
+from optc.ir.ops import cuts_of, is_op, nonzero_dims, operand, reshape, reshape_target
 from optc.ir.rewriter import Rewriter, users
 from optc.passes.clean.common import same_type, uniform
 from optc.passes.rule import node_rule
@@ -29,9 +29,7 @@ def constant_target(rw: Rewriter, node: onnx_ir.Node):
     source, wanted = rw.facts.shape(x), rw.facts.shape(node.outputs[0])
     if source is None or wanted is None:
         return None
-    entries = rw.facts.elements(target) or ()
-    inferred = entries.index(-1) if entries.count(-1) == 1 else None
-    constant = reshape_target(source, wanted, inferred)
+    constant = reshape_target(source, wanted, nonzero_dims(node, rw.facts))
     return None if constant is None else reshape(rw, x, constant)
 
 

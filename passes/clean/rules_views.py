@@ -17,6 +17,7 @@ from optc.ir.ops import (
     gather,
     int_attr,
     made_by,
+    nonzero_dims,
     operand,
     perm_of,
     reduction,
@@ -64,7 +65,8 @@ def view_chain(rw: Rewriter, node: onnx_ir.Node):
     if (cancelled := _cancelled_axes(rw, node, before)) is not None:
         return cancelled
     shape = rw.facts.shape(out)
-    if shape is not None and (new := view(rw, x, shape)) is not None:
+    nonzero = nonzero_dims(node, rw.facts) + nonzero_dims(before, rw.facts)
+    if shape is not None and (new := view(rw, x, shape, nonzero)) is not None:
         return new
     return _plain_reshape(rw, node, x)
 

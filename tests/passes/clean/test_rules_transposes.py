@@ -1,0 +1,86 @@
+"""Transposes that meet, directly and through elementwise operators."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optc.passes.clean.rules_transposes import compose, inverse, is_identity
+from optc.passes.clean.simplify import Simplify
+
+from .programs import program
+from .rulecheck import check
+
+CASES = [
+    ("a = Transpose <perm = [0,1,2]> (x) y = Neg(a)", {"Neg": 1}),
+    ("a = Transpose <perm = [1,2,0]> (x) b = Transpose <perm = [2,0,1]> (a) y = Neg(b)", {"Neg": 1}),
+    ("a = Transpose <perm = [1,2,0]> (x) y = Transpose <perm = [1,2,0]> (a)", {"Transpose": 1}),
+    ("a = Transpose(x) b = Transpose(a) y = Neg(b)", {"Neg": 1}),
+    (
+        "a = Transpose <perm = [0,2,1]> (x) b = Neg(a) c = Abs(b) y = Transpose <perm = [0,2,1]> (c)",
+        {"Neg": 1, "Abs": 1},
+    ),
+    ("a = Transpose <perm = [0,2,1]> (x) b = Neg(a) y = Transpose <perm = [1,2,0]> (b)", {"Neg": 1, "Transpose": 1}),
+    (
+        "a = Transpose <perm = [0,2,1]> (x) b = Transpose <perm = [0,2,1]> (z) c = Add(a, b) "
+        "y = Transpose <perm = [0,2,1]> (c)",
+        {"Add": 1},
+    ),
+    # per-channel and scalar constants follow
+    (
+        "a = Transpose <perm = [1,2,0]> (x) b = Mul(a, k) c = Sub(one, b) y = Transpose <perm = [2,0,1]> (c)",
+        {"Mul": 1, "Sub": 1},
+    ),
+    ("a = Transpose <perm = [1,2,0]> (x) b = Clip(a, one) y = Transpose <perm = [2,0,1]> (b)", {"Clip": 1}),
+    # both operands transposed alike: one Transpose of the result
+    ("a = Transpose <perm = [0,2,1]> (x) b = Transpose <perm = [0,2,1]> (z) y = Add(a, b)", {"Add": 1, "Transpose": 1}),
+    (
+        "a = Transpose <perm = [1,0,2]> (x) b = Transpose <perm = [1,0,2]> (z) y = Concat <axis = 0> (a, b)",
+        {"Concat": 1, "Transpose": 1},
+    ),
+    # refused: another operand that is not transposed, another reader, other permutations
+    (
+        "a = Transpose <perm = [0,2,1]> (x) b = Add(a, z) y = Transpose <perm = [0,2,1]> (b)",
+        {"Add": 1, "Transpose": 2},
+    ),
+    (
+        "a = Transpose <perm = [0,2,1]> (x) b = Neg(a) c = Transpose <perm = [0,2,1]> (b) d = ReduceSum(b) "
+        "y = Add(c, d)",
+        {"Neg": 1, "Transpose": 2, "ReduceSum": 1, "Add": 1},
+    ),
+    (
+        "a = Transpose <perm = [0,2,1]> (x) b = Transpose <perm = [2,1,0]> (z) y = Add(a, b)",
+        {"Add": 1, "Transpose": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "left"), CASES)
+def test_rule(body, left):
+    text = (
+        f"g (float[N,N,N] x, float[N,N,N] z) => (float[A,B,C] y) <float one = {{1}}, float[2] k = {{2,3}}> {{ {body} }}"
+    )
+    outcome = check(text, Simplify(), sizes=(2, 1, 0))
+    assert outcome.ops == left
+    assert outcome.runs > 0
+
+
+def test_permutations():
+    perm = (2, 0, 3, 1)
+    assert is_identity(compose(perm, inverse(perm)))
+    assert compose((1, 2, 0), (1, 2, 0)) == (2, 0, 1)
+    assert not is_identity((1, 0))
+
+
+def test_layouts_are_followed_only_so_far():
+    """A long chain of unary operators between two Transposes: left alone beyond the depth, never wrong."""
+    body = "a0 = Transpose <perm = [1,0]> (x) " + " ".join(f"a{i + 1} = Neg(a{i})" for i in range(21))
+    text = f"g (float[N,M] x) => (float[A,B] y) {{ {body} y = Transpose <perm = [1,0]> (a21) }}"
+    assert check(text, Simplify(skip=("involution",))).ops["Neg"] == 21
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_random_programs(data):
+    check(program(data.draw, "transposes"), Simplify(), sizes=(2, 1, 0))
