@@ -16,11 +16,12 @@ from optc.backends import ort_kernels
 from optc.backends.base import Artifact, Backend, Runner
 from optc.backends.ort_eval import Evaluator
 from optc.environment import Environment
-from optc.ir.errors import OptcError, OutputError
+from optc.inputs import symbols
+from optc.ir.errors import OptcError, OutputError, UsageError
 from optc.ir.model import ModelSource, load
 from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
-from optc.ir.targets import Target, find_target
+from optc.ir.targets import Target, find_target, suggestion
 from optc.measure import Measure
 from optc.options import Options
 from optc.passes.base import Numerics, Pass
@@ -102,6 +103,7 @@ class _Compile:
         self.progress.start("load")
         original = load(source)
         self.progress.finish("load")
+        _check_shapes(self.options.shapes, original)
         measure = Measure(original, self.target, self.options)
         measure.check_data()
         verifier = Verifier(original, self.options, measure)
@@ -141,9 +143,8 @@ class _Compile:
         if verification.status == "failed":
             # No single pass is to blame, yet the result is wrong: hand the original back and say so.
             for record in result.records:
-                if record.status == "changed":
-                    record.status = "rolled back"
-                    record.reason = f"the result was wrong as a whole: {verification.reason}"
+                if record.changes:
+                    record.undo(f"the result was wrong as a whole: {verification.reason}")
             result = PipelineResult(original.clone(), result.records, result.misses)
             verification = self._verify(verifier, result)
         return result, verification
@@ -205,6 +206,15 @@ class _Dumps:
         except OSError as error:
             raise OutputError(f"cannot write there: {error.strerror}", where=str(self.folder)) from error
         self.count += 1
+
+
+def _check_shapes(shapes: Mapping[str, int], model: onnx_ir.Model) -> None:
+    """Refuse sizes of dims that the model does not have: they are typing errors."""
+    known = symbols(model)
+    for name in shapes:
+        if name not in known:
+            hint = suggestion(name, known, f"its symbolic dims are: {', '.join(known) or 'none'}")
+            raise UsageError(f"the model has no symbolic dim {name!r}", hint=hint)
 
 
 def _check_output(output: Path | None) -> None:

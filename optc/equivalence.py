@@ -166,18 +166,24 @@ class Reference:
             reasons = "; ".join(dict.fromkeys(skip.reason for skip in self.skipped[:3]))
             self.trouble = f"the original runs at none of the inputs tried: {reasons}"
 
-    def check(self, candidate: onnx_ir.Model | Runner, limits: Tolerance | Numerics = Numerics.ROUNDING) -> Verdict:
+    def check(
+        self,
+        candidate: onnx_ir.Model | Runner,
+        limits: Tolerance | Numerics = Numerics.ROUNDING,
+        max_error: float | None = None,
+    ) -> Verdict:
         """Judge a candidate.
 
         Args:
             candidate: A model, or a runner of one.
             limits: How far it may lie off. A class of numerics means the tolerance for that class and the coarsest
                 float type that the original computes in.
+            max_error: The user's error budget, for approximate and lossy classes.
         """
         if self.trouble is not None:
             return self._verdict("unverified", reason=self.trouble)
         if isinstance(limits, Numerics):
-            limits = tolerance(limits, self._dtype, quantized=self._quantized)
+            limits = tolerance(limits, self._dtype, quantized=self._quantized, max_error=max_error)
         try:
             runner = self._open(candidate) if isinstance(candidate, onnx_ir.Model) else candidate
         except OptcError as error:

@@ -6,6 +6,7 @@ Lossy passes get a :class:`Measure` as their "measure" service; nothing lossy is
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -94,7 +95,7 @@ class Measure:
             if labels and self._metric is None:
                 raise DataError(f"{sorted(labels)[0]!r} is not an input of the model", where="calibration data")
             return [check_sample(inputs, specs, "calibration data")], labels
-        return load_labelled(calib, specs, labels=self._metric is not None)
+        return load_labelled(os.fspath(calib), specs, labels=self._metric is not None)
 
     @property
     def samples(self) -> list[Sample]:
@@ -108,7 +109,10 @@ class Measure:
 
     @cached_property
     def _reference_metric(self) -> float:
-        return self._score(self.references)
+        score = self._score(self.references)
+        if not math.isfinite(score):
+            raise UsageError(f"the metric of the original is {score}; nothing can be measured against that")
+        return score
 
     def check_data(self) -> None:
         """Raise DataError now, not in the middle of the work, if the calibration data does not fit the model."""
@@ -198,13 +202,7 @@ class Measure:
             ) from error
 
     def _floor(self) -> float:
-        drop = self.options.max_drop
-        text = str(drop).strip()
-        try:
-            amount = abs(self._reference_metric) * float(text[:-1]) / 100 if text.endswith("%") else float(text)
-        except ValueError:
-            raise UsageError(f"max_drop is a number or a percentage, not {drop!r}") from None
-        return self._reference_metric - amount
+        return self._reference_metric - self.options.allowed_drop(self._reference_metric)
 
 
 def relative_error(references: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> float:
@@ -217,23 +215,37 @@ def relative_error(references: Sequence[Mapping[str, Any]], outputs: Sequence[Ma
     for name in references[0]:
         difference, norm = 0.0, 0.0
         for reference, output in zip(references, outputs, strict=True):
-            expected, actual = np.asarray(reference[name]), np.asarray(output[name])
-            if expected.shape != actual.shape:
+            pairs = _paired(reference[name], output[name])
+            if pairs is None:
                 return float("inf")
-            if expected.dtype.kind not in "fiub" and "float" not in expected.dtype.name:
-                difference += float((expected != actual).sum())
-                continue
-            expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-            odd = ~np.isfinite(expected)
-            if not np.array_equal(expected[odd], actual[odd], equal_nan=True):
-                return float("inf")
-            difference += float(np.sum((actual[~odd] - expected[~odd]) ** 2))
-            norm += float(np.sum(expected[~odd] ** 2))
+            for expected, actual in pairs:
+                added, size = _squares(expected, actual)
+                difference, norm = difference + added, norm + size
         if not np.isfinite(difference):
             return float("inf")
         if difference:
             worst = max(worst, (difference / norm) ** 0.5 if norm else float("inf"))
     return worst
+
+
+def _paired(expected: Any, actual: Any) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """The arrays of two outputs, which may be tensors, sequences of them or absent; None if they do not pair."""
+    ours, theirs = (value if isinstance(value, list) else [value] for value in (expected, actual))
+    if len(ours) != len(theirs) or any((a is None) != (b is None) for a, b in zip(ours, theirs, strict=True)):
+        return None
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(ours, theirs, strict=True) if a is not None]
+    return pairs if all(a.shape == b.shape for a, b in pairs) else None
+
+
+def _squares(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
+    """The squared L2 norms of the difference and of what is expected."""
+    if expected.dtype.kind not in "fiub" and "float" not in expected.dtype.name:
+        return float((expected != actual).sum()), 0.0
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    odd = ~np.isfinite(expected)
+    if not np.array_equal(expected[odd], actual[odd], equal_nan=True):
+        return float("inf"), 0.0
+    return float(np.sum((actual[~odd] - expected[~odd]) ** 2)), float(np.sum(expected[~odd] ** 2))
 
 
 def _joined(arrays: list[Any]) -> Any:
@@ -259,10 +271,13 @@ def _find_metric(metric: str | Metric) -> Callable[..., float]:
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # it is the user's module, and may fail in any way
         raise UsageError(
-            f"cannot import the metric {metric!r}: {error}", hint="is the module in this folder?"
+            f"cannot import the metric {metric!r}: {type(error).__name__}: {error}", hint="is it in this folder?"
         ) from error
     finally:
         sys.path.remove(here)
+    if not callable(found):
+        raise UsageError(f"the metric {metric!r} is not a function")
+    return found

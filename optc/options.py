@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +72,7 @@ class Options:
             if name in values:
                 values[name] = Path(values[name])
         if isinstance(values.get("skip"), str):
-            values["skip"] = tuple(part for part in values["skip"].split(",") if part)
+            values["skip"] = tuple(part.strip() for part in values["skip"].split(",") if part.strip())
         values["skip"] = tuple(values.get("skip", ()))
         options = cls(**values)
         options.check()
@@ -79,6 +80,10 @@ class Options:
 
     def check(self) -> None:
         """Raise UsageError for values that make no sense."""
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+                raise UsageError(f"option {name!r} cannot be {value!r}")
         if self.verify not in ("off", "final", "each"):
             raise UsageError(f"verify is off, final or each, not {self.verify!r}")
         if not 0 < self.max_error < 1:
@@ -87,13 +92,39 @@ class Options:
             raise UsageError(
                 "metric and max_drop belong together", hint="give both, as in --metric m:f --max-drop 0.5%"
             )
+        _ = self.allowed_drop(0.0)
         if self.metric is not None and self.calib is None:
             raise UsageError("a metric needs data to be measured on", hint="give labelled data with --calib data.npz")
         for name, size in self.shapes.items():
-            if size < 0:
-                raise UsageError(f"dim {name!r} cannot be {size}")
+            if not isinstance(size, numbers.Integral) or size < 0:
+                raise UsageError(f"dim {name!r} cannot be {size!r}")
+
+    def allowed_drop(self, reference: float) -> float:
+        """How far the metric may fall from the original's value.
+
+        Raises:
+            UsageError: ``max_drop`` is neither a number nor a percentage, or is negative.
+        """
+        text = str(self.max_drop if self.max_drop is not None else 0).strip()
+        try:
+            share = text.endswith("%")
+            amount = float(text.removesuffix("%"))
+        except ValueError:
+            amount = -1.0
+        if not 0 <= amount < float("inf"):
+            raise UsageError(f"max_drop is a number or a percentage, not {self.max_drop!r}", hint="as in 0.5%")
+        return abs(reference) * amount / 100 if share else amount
 
 
-def as_skip(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of passes to skip from repeated, comma separated options."""
-    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
+#: What the values of options must be, beyond what :meth:`Options.check` says of them.
+_KINDS: dict[str, type] = {
+    "level": numbers.Integral,
+    "target": str,
+    "backend": str,
+    "passes": str,
+    "max_error": numbers.Real,
+    "shapes": Mapping,
+    "seed": numbers.Integral,
+    "measure": bool,
+    "strict": bool,
+}

@@ -51,10 +51,13 @@ class Verifier:
                 user's metric) on the data that it was measured with; elsewhere it must run and be of the right order.
         """
         if numerics < Numerics.LOSSY:
-            verification = self._in_words(self._reference.check(model, numerics))
-            verification.tolerance = tolerance(numerics, coarsest_float(self._original)).rel_l2
+            budget = self._options.max_error
+            verification = self._in_words(self._reference.check(model, numerics, budget))
+            verification.tolerance = tolerance(numerics, coarsest_float(self._original), max_error=budget).rel_l2
             return verification
         verification = self._in_words(self._reference.check(model, _LOSSY_SANITY))
+        if verification.status == "failed":
+            return verification
         judgement = self._measure.judge(model)
         verification.checked.insert(
             0,

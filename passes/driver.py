@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import onnx_ir
 
 from optc.ir.matcher import Miss
+from optc.ir.verify import label
 from optc.passes.base import PassContext, all_graphs
 from optc.passes.rule import Rule
 
@@ -73,7 +74,11 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
             for rule in index.get((node.domain, node.op_type), ()):
                 if rule.name in off:
                     continue
-                outcome = rule.apply(ctx.rewriter, node)
+                try:
+                    outcome = rule.apply(ctx.rewriter, node)
+                except Exception as error:
+                    error.add_note(f"(rule {rule.name} at {label(node)})")
+                    raise
                 if isinstance(outcome, Miss):
                     misses[rule.name, node] = outcome
                 elif outcome:

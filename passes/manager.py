@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,12 @@ class PassRecord:
         text: The pass as it stands in the pipeline text.
         seconds: Wall time, checks not included.
         runs: How often it ran.
-        changes: Changes made to the graph.
+        changes: Changes made to the graph that were kept.
         nodes: Nodes added less nodes removed.
         hits: Applications by rule.
-        status: "changed", "unchanged", "rolled back" or "skipped".
-        reason: Why it was rolled back or skipped.
+        status: "changed", "unchanged" or "rolled back": its last run broke something, and it was not run again; what
+            earlier runs of it did, if they did anything, was kept.
+        reason: Why it was rolled back.
     """
 
     name: str
@@ -50,6 +51,15 @@ class PassRecord:
     remarks: list[Remark] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
 
+    def undo(self, reason: str) -> None:
+        """Record that nothing of what the pass did is in the result."""
+        self.status, self.reason = "rolled back", reason
+        self.changes = self.nodes = 0
+        self.hits = {}
+        for decision in self.decisions:
+            if decision.kept:
+                decision.kept, decision.reason = False, f"taken back: {reason}"
+
 
 @dataclass
 class PipelineResult:
@@ -61,9 +71,8 @@ class PipelineResult:
 
     @property
     def numerics(self) -> Numerics:
-        """The widest numerics class among the passes that changed something."""
-        changed = [record.numerics for record in self.records if record.status == "changed"]
-        return max(changed, default=Numerics.EXACT)
+        """The widest numerics class among the passes of which something is in the model."""
+        return _widest(self.records)
 
 
 @dataclass
@@ -144,11 +153,11 @@ class _Run:
         except OptcError as error:
             if self.manager.strict or isinstance(error, UsageError):
                 raise
-            problem = str(error)
+            problem = " ".join([str(error), *getattr(error, "__notes__", ())])
         except Exception as error:  # a pass, ours or a plugin's, may fail in any way; the compile goes on without it
             if self.manager.strict:
                 raise
-            problem = f"{type(error).__name__}: {error}"
+            problem = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
         record.seconds += time.perf_counter() - start
         made = self.ctx.rewriter.changes - changes if self.ctx.rewriter is rewriter else 1
         start = time.perf_counter()
@@ -177,7 +186,10 @@ class _Run:
         problems = verify_structure(self.ctx.model) or self.interface.differences(Interface.of(self.ctx.model))
         if problems:
             return f"it left an invalid graph: {problems[0]}"
-        return self.manager.check(self.ctx.model, item.numerics) if self.manager.check else None
+        if self.manager.check is None:
+            return None
+        # The model is compared with the original, so what earlier passes were allowed to do counts too.
+        return self.manager.check(self.ctx.model, max(item.numerics, _widest(self.records.values())))
 
     def _roll_back(self, record: PassRecord, text: str, problem: str) -> None:
         if self._snapshot is None:
@@ -186,6 +198,10 @@ class _Run:
         self._snapshot = None
         self.guilty.add(text)
         record.status, record.reason = "rolled back", problem
+
+
+def _widest(records: Iterable[PassRecord]) -> Numerics:
+    return max((record.numerics for record in records if record.changes), default=Numerics.EXACT)
 
 
 def skip_passes(pipeline: Pipeline, names: list[str]) -> Pipeline:

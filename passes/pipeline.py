@@ -4,8 +4,9 @@ Grammar::
 
     pipeline := item ("," item)*
     item     := "fixpoint" ("<" int ">")? "(" pipeline ")" | name ("{" key "=" value ("," key "=" value)* "}")?
-    value    := int | float | "true" | "false" | "none" | word | quoted string | "[" value ("," value)* "]"
+    value    := word | quoted string | "[" (value ("," value)*)? "]"
 
+A word means what the type of its option says: a number, true or false, none, or itself.
 The form follows MLIR's textual pass pipelines; options as dataclass fields follow xDSL.
 """
 
@@ -98,12 +99,16 @@ def _print_value(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(_print_value, value))}]"
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][\w.:/-]*", value) and value not in ("true", "false", "none")
+        plain = re.fullmatch(r"[A-Za-z_][\w.:/-]*", value, re.ASCII) and value != "none"
         return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return repr(value)
 
 
 _TOKEN = re.compile(r'\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[\w.:/+-]+)|(?P<mark>[(){}<>\[\],=]))')
+
+
+class _Word(str):
+    """An unquoted value, to be read as its option's type says."""
 
 
 class _Parser:
@@ -124,7 +129,7 @@ class _Parser:
             rounds = DEFAULT_ROUNDS
             if self.take("<"):
                 number = self.word("a number of rounds")
-                if not number.isdigit() or int(number) < 1:
+                if not number.isdecimal() or int(number) < 1:
                     self.fail(f"fixpoint<...> takes a positive number of rounds, not {number!r}")
                 rounds = int(number)
                 self.expect(">")
@@ -133,12 +138,14 @@ class _Parser:
             self.expect(")")
             return Fixpoint(rounds, items)
         cls = pass_class(self.registry, name)
-        options = {}
+        options: dict[str, Any] = {}
         if self.take("{"):
             while not self.take("}"):
                 if options:
                     self.expect(",")
                 key = self.word("the name of an option")
+                if key in options:
+                    self.fail(f"option {key!r} is given twice")
                 self.expect("=")
                 options[key] = self.value()
         return make_pass(cls, options)
@@ -151,26 +158,16 @@ class _Parser:
                     self.expect(",")
                 values.append(self.value())
             return tuple(values)
-        token = self.next()
-        if token is None or token.lastgroup == "mark":
-            self.fail("a value is missing")
-        text = token.group(token.lastgroup)
+        token = self.next("a value", "word", "string")
         if token.lastgroup == "string":
-            return re.sub(r"\\(.)", r"\1", text[1:-1])
-        named = {"true": True, "false": False, "none": None}
-        if text in named:
-            return named[text]
-        for kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-        return text
+            return re.sub(r"\\(.)", r"\1", token.group("string")[1:-1], flags=re.DOTALL)
+        return _Word(token.group("word"))
 
-    def next(self) -> re.Match[str] | None:
+    def next(self, what: str, *kinds: str) -> re.Match[str]:
         token = _TOKEN.match(self.text, self.position)
-        if token is not None:
-            self.position = token.end()
+        if token is None or token.lastgroup not in kinds:
+            self.fail(f"{what} is missing")
+        self.position = token.end()
         return token
 
     def take(self, mark: str) -> bool:
@@ -185,10 +182,7 @@ class _Parser:
             self.fail(f"{mark!r} is missing")
 
     def word(self, what: str) -> str:
-        token = self.next()
-        if token is None or token.lastgroup != "word":
-            self.fail(f"{what} is missing")
-        return token.group("word")
+        return self.next(what, "word").group("word")
 
     def end(self) -> None:
         if self.text[self.position :].strip():
@@ -223,21 +217,38 @@ def make_pass(cls: type[Pass], options: dict[str, Any]) -> Pass:
 def _convert(value: Any, hint: Any, what: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        hint = next(a for a in arguments if a is not type(None))
+        if value is None or (isinstance(value, _Word) and value == "none"):
+            return _checked(None, types.NoneType in arguments, hint, what)
+        hint = next(argument for argument in arguments if argument is not types.NoneType)
         return _convert(value, hint, what)
     if origin is tuple:
         values = value if isinstance(value, tuple) else (value,)
-        return tuple(_convert(v, arguments[0], what) for v in values)
+        return tuple(_convert(item, arguments[0], what) for item in values)
     if origin is typing.Literal:
+        value = next((argument for argument in arguments if str(argument) == str(value)), value)
         if value not in arguments:
             raise UsageError(f"{what} is one of {', '.join(map(str, arguments))}, not {value!r}")
         return value
+    if isinstance(value, _Word):
+        value = _read_word(value, hint)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{what} is of type {hint.__name__}, not {value!r}")
+        value = float(value)
+    return _checked(value, isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), hint, what)
+
+
+def _checked(value: Any, fits: bool, hint: Any, what: str) -> Any:
+    if not fits:
+        raise UsageError(f"{what} is of type {getattr(hint, '__name__', hint)}, not {value!r}")
     return value
+
+
+def _read_word(word: _Word, hint: type) -> Any:
+    """What a word means where a value of a type is wanted; the word itself where it does not mean one."""
+    if hint is bool:
+        return {"true": True, "false": False}.get(word, str(word))
+    if hint in (int, float):
+        try:
+            return hint(word)
+        except ValueError:
+            return str(word)
+    return str(word)

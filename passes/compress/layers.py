@@ -21,16 +21,14 @@ class Layer:
 
     Attributes:
         node: The MatMul or Gemm.
-        x: The activations, (..., K) float32.
+        x: The activations, (..., K) float32, of rank 2 or more and not constant.
         weight: The constant, (K, N), or (N, K) if ``transposed``.
-        bias: What Gemm adds, (N,) or None.
         rows, columns: K and N.
     """
 
     node: onnx_ir.Node
     x: onnx_ir.Value
     weight: onnx_ir.Value
-    bias: onnx_ir.Value | None
     transposed: bool
     rows: int
     columns: int
@@ -57,14 +55,13 @@ def _layer(node: onnx_ir.Node, facts: Facts) -> Layer | None:
     shape = facts.shape(weight)
     if x is None or weight is None or shape is None or len(shape) != 2 or not facts.is_const(weight):
         return None
-    if facts.dtype(weight) != onnx_ir.DataType.FLOAT or facts.rank(x) is None:
+    if facts.dtype(weight) != onnx_ir.DataType.FLOAT or (facts.rank(x) or 0) < 2 or facts.is_const(x):
         return None
-    bias, transposed = None, False
+    transposed = False
     if node.op_type == "Gemm":
         plain = (attribute(node, "alpha", facts), attribute(node, "beta", facts), attribute(node, "transA", facts))
         if plain != (1.0, 1.0, 0):
             return None
         transposed = bool(attribute(node, "transB", facts))
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
     rows, columns = (int(n) for n in (reversed(shape) if transposed else shape))
-    return Layer(node, x, weight, bias, transposed, rows, columns)
+    return Layer(node, x, weight, transposed, rows, columns)

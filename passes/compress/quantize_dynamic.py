@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir
 
+from optc.ir.errors import UsageError
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Decision, Numerics, Pass, PassContext
 from optc.passes.compress.layers import Layer, weighted_layers
@@ -52,6 +53,13 @@ class QuantizeDynamic(Pass):
     schemes: tuple[str, ...] = ("dynamic-int8", "block-int8-128", "block-int8-64", "block-int8-32")
     min_gain: float = 0.03
 
+    def __post_init__(self) -> None:
+        for name in self.schemes:
+            if name not in SCHEMES:
+                raise UsageError(
+                    f"pass {self.name!r} knows no scheme {name!r}", hint=f"its schemes are: {', '.join(SCHEMES)}"
+                )
+
     def run(self, ctx: PassContext) -> None:
         measure = ctx.services.get("measure")
         reason = self._why_not(ctx, measure)
@@ -65,7 +73,7 @@ class QuantizeDynamic(Pass):
         if reason is not None:
             ctx.decide(Decision(self.name, [], False, reason))
             return
-        search = _Search(self, ctx, measure, layers)
+        search = _Search(self, ctx, measure, layers, self._usable(ctx))
         search.run()
 
     def _why_not(self, ctx: PassContext, measure: Any) -> str | None:
@@ -73,20 +81,28 @@ class QuantizeDynamic(Pass):
             return "nothing can be measured in this compile"
         if measure.why_not is not None:
             return measure.why_not
-        kernels = ctx.services.get("kernels")
-        usable = [name for name in self.schemes if name in SCHEMES]
-        if kernels is None or not any(
-            kernels.supports("com.microsoft", SCHEMES[name].op, 1, provider=ctx.target.provider) for name in usable
-        ):
-            return "this onnxruntime has no kernels for it"
-        return None
+        return None if self._usable(ctx) else "this onnxruntime has no kernels for it"
+
+    def _usable(self, ctx: PassContext) -> list[str]:
+        """The schemes that the target's runtime has kernels for."""
+        kernels, provider = ctx.services.get("kernels"), ctx.target.provider
+        if kernels is None:
+            return []
+        return [n for n in self.schemes if kernels.supports("com.microsoft", SCHEMES[n].op, 1, provider=provider)]
 
 
 class _Search:
     """The search for one model."""
 
-    def __init__(self, options: QuantizeDynamic, ctx: PassContext, measure: Any, layers: Sequence[Layer]) -> None:
-        self.options, self.ctx, self.measure, self.layers = options, ctx, measure, layers
+    def __init__(
+        self,
+        options: QuantizeDynamic,
+        ctx: PassContext,
+        measure: Any,
+        layers: Sequence[Layer],
+        schemes: Sequence[str],
+    ) -> None:
+        self.options, self.ctx, self.measure, self.layers, self.schemes = options, ctx, measure, layers, schemes
         self.positions = {node: index for index, node in enumerate(ctx.model.graph)}
         self.arrays: dict[tuple[int, str], Arrays | None] = {}
         self.trials: dict[Assignment, tuple[onnx_ir.Model, Any]] = {}
@@ -126,7 +142,7 @@ class _Search:
             matrix = layer.matrix(self.ctx.facts)
             expected = x @ matrix
             models: dict[str | None, onnx_ir.Model] = {None: _single(None, layer, {"weight": matrix})}
-            for scheme in self.options.schemes:
+            for scheme in self.schemes:
                 arrays = self._encoded(index, scheme, matrix)
                 if arrays is not None:
                     models[scheme] = _single(SCHEMES[scheme], layer, arrays)
@@ -160,7 +176,7 @@ class _Search:
         key = (index, scheme)
         if key not in self.arrays:
             matrix = self.layers[index].matrix(self.ctx.facts) if matrix is None else matrix
-            self.arrays[key] = SCHEMES[scheme].encode(matrix)
+            self.arrays[key] = SCHEMES[scheme].encode(matrix) if np.isfinite(matrix).all() else None
         return self.arrays[key]
 
     # -- the search -------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Scheme:
     Attributes:
         name: How reports call it.
         op: The com.microsoft operator it needs.
-        encode: Weight of shape (K, N), float -> the arrays to store, or None if its shape does not fit.
+        encode: Weight of shape (K, N), float and finite -> the arrays to store, or None if its shape does not fit.
         emit: Inserts the operator for an input of shape (..., K); returns the output of shape (..., N).
     """
 
