@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -135,6 +135,3 @@ def all_graphs(model: onnx_ir.Model) -> Iterator[onnx_ir.Graph]:
     """The main graph and all its sub-graphs; not the bodies of functions."""
     yield model.graph
     yield from model.graph.subgraphs()
-
-
-RuleFunction = Callable[..., Any]

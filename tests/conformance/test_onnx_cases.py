@@ -6,9 +6,9 @@ import contextlib
 
 import onnx
 import pytest
-from optc.ir.errors import OptcError
 
 import optc
+from optc.ir.errors import OptcError
 
 from .cases import VARIANTS, Case, load_cases
 from .judge import Unrunnable, judge, judgeable
