@@ -20,6 +20,8 @@ from optc.ir.verify import subgraphs
 
 #: Metadata keys that tell where a node came from; they survive saving.
 SOURCE_KEY, RULE_KEY = "optc.source", "optc.rule"
+#: Larger constants are initializers in any case: only those can lie in a file of their own.
+_CONSTANT_NODE_BYTES = 1 << 20
 #: Constants up to this many bytes are shared when they are equal.
 _SHARED_BYTES = 64
 
@@ -187,8 +189,15 @@ class Rewriter:
         return new
 
     def materialize(self, value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
-        """Replace a value by a constant, which takes over its name where no output or inner scope needs that."""
-        name, at_top = value.name, value.graph is self.model.graph
+        """Replace a node's output by a constant, which takes over its name where no inner scope may need that.
+
+        It becomes an initializer; an output of a graph becomes a Constant node, if it is not large.
+        """
+        name, node = value.name, value.producer()
+        if value.is_graph_output() and node is not None and tensor.nbytes <= _CONSTANT_NODE_BYTES:
+            with self.at(node, self._rule or "constant"):
+                return self.replace(value, self.op("Constant", value=tensor))
+        at_top = value.graph is self.model.graph
         constant = self.constant(tensor, name or "const")
         new = self.replace(value, constant)
         if new is constant and at_top and name:

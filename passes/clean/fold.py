@@ -204,6 +204,12 @@ def _evaluate(
 ) -> list[Any]:
     if not wanted:
         return []
+    for node in nodes:
+        # The evaluator runs a division alone, with care, unless it can see that it is not one of integers.
+        for value in node.inputs if node.op_type in ("Div", "Mod") else ():
+            dtype = ctx.facts.dtype(value)
+            if value is not None and value.type is None and dtype is not None:
+                value.type = onnx_ir.TensorType(dtype)
     feeds = {value: plan.known[value] for node in nodes for value in captured(node) if value in plan.known}
     return evaluator.run(nodes, feeds, wanted, ctx.model.graph.opset_imports)
 
