@@ -26,6 +26,9 @@ from optc.ir.verify import subgraphs, verify_structure
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
 
+#: Where a graph keeps how its outputs were declared, if the declarations cannot be told from the outputs themselves.
+DECLARED_OUTPUTS = "optc.declared_outputs"
+
 #: File name endings of ONNX's text forms, as ``onnx.load`` knows them.
 _TEXT_SUFFIXES = {".onnxtxt", ".onnxtext", ".textproto", ".json", ".prototxt", ".pbtxt", ".onnxjson"}
 
@@ -106,7 +109,7 @@ def _deserialize(proto: onnx.ModelProto, where: str) -> onnx_ir.Model:
         raise ModelError("not an ONNX model: it has no graph", where=where, hint="is this really an .onnx file?")
     try:
         _refuse_unsupported(proto, where)
-        model = serde.deserialize_model(proto)
+        model = serde.deserialize_model(_one_constant_per_name(proto))
     except (serde.SerdeError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()
         raise ModelError(
@@ -115,7 +118,29 @@ def _deserialize(proto: onnx.ModelProto, where: str) -> onnx_ir.Model:
     if any(isinstance(text, bytes) for text in _texts(model)):
         raise ModelError("not a valid ONNX model: a name or text in it is not UTF-8", where=where)
     _own_names(model)
+    outputs = [value.name for value in proto.graph.output]
+    if len(set(outputs)) < len(outputs):
+        # One value cannot carry two declarations; the interface is kept as it was, odd as it is.
+        model.graph.meta[DECLARED_OUTPUTS] = [value.SerializeToString() for value in proto.graph.output]
     return model
+
+
+def _one_constant_per_name(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with one Constant node per name; of several, onnxruntime takes the last one for all of them."""
+    places: dict[str, list[int]] = {}
+    for index, node in enumerate(proto.graph.node):
+        if node.op_type == "Constant" and len(node.output) == 1:
+            places.setdefault(node.output[0], []).append(index)
+    repeated = [indices for indices in places.values() if len(indices) > 1]
+    if not repeated:
+        return proto
+    repaired = onnx.ModelProto()
+    repaired.CopyFrom(proto)
+    for first, *_, last in repeated:
+        repaired.graph.node[first].CopyFrom(proto.graph.node[last])
+    for index in sorted((i for indices in repeated for i in indices[1:]), reverse=True):
+        del repaired.graph.node[index]
+    return repaired
 
 
 def _texts(model: onnx_ir.Model) -> Iterator[str | None]:
@@ -265,7 +290,8 @@ def _check_external(tensor: onnx_ir.ExternalTensor, where: str) -> None:
 def _normalize(model: onnx_ir.Model, where: str) -> None:
     """Bring a model into the one form that optc works on."""
     graph = model.graph
-    for owner in (graph, *model.functions.values()):
+    owners: list[onnx_ir.Graph | onnx_ir.Function] = [graph, *model.functions.values()]
+    for owner in owners:
         _repair_opset_imports(owner)
     if model.ir_version < 4:
         # Before IR 4 every initializer had to be listed as an input and was a constant all the same.
@@ -275,7 +301,7 @@ def _normalize(model: onnx_ir.Model, where: str) -> None:
     for body in (graph, *(function.graph for function in model.functions.values())):
         _rename_shadowing(body, frozenset())
     try:
-        for owner in (graph, *model.functions.values()):
+        for owner in owners:
             owner.sort()
     except ValueError as error:
         raise ModelError("not a valid ONNX model: the graph has a cycle", where=where) from error

@@ -20,6 +20,7 @@ from onnx_ir import serde
 
 from optc.ir.errors import OutputError
 from optc.ir.mapped import file_range, is_external
+from optc.ir.model import DECLARED_OUTPUTS
 from optc.ir.wire import encode_varint
 
 #: Tensors of at least this many bytes are streamed; smaller ones travel inside the serialized graph.
@@ -40,7 +41,7 @@ def to_proto(model: onnx_ir.Model) -> onnx.ModelProto:
     ``onnx.save(proto, path, save_as_external_data=True)``, or use :func:`save` and never hold it at all.
     """
     with _swapped(_read_references(model)):
-        return serde.serialize_model(model)
+        return _serialize(model)
 
 
 def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool | None = None) -> list[Path]:
@@ -60,7 +61,7 @@ def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool |
             one file; what was there before is still there then.
     """
     path = Path(path)
-    total = sum(_size(value.const_value) for value in _initializers(model))
+    total = sum(_size(_contents(value)) for value in _initializers(model))
     if external is None:
         external = total > INLINE_LIMIT or any(is_external(value.const_value) for value in _initializers(model))
     elif not external and total > INLINE_LIMIT:
@@ -94,11 +95,26 @@ def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool |
     return files
 
 
+def _serialize(model: onnx_ir.Model) -> onnx.ModelProto:
+    proto = serde.serialize_model(model)
+    declared = [onnx.ValueInfoProto.FromString(text) for text in model.graph.meta.get(DECLARED_OUTPUTS, ())]
+    if [value.name for value in declared] == [value.name for value in proto.graph.output] and declared:
+        del proto.graph.output[:]
+        proto.graph.output.extend(declared)
+    return proto
+
+
 def _initializers(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value
+
+
+def _contents(initializer: onnx_ir.Value) -> onnx_ir.TensorProtocol:
+    tensor = initializer.const_value
+    assert tensor is not None
+    return tensor
 
 
 def _size(tensor: onnx_ir.TensorProtocol) -> int:
@@ -123,14 +139,14 @@ def _streamable(model: onnx_ir.Model) -> list[onnx_ir.Value]:
         for value in model.graph.initializers.values()
         if value.const_value is not None
         and value.const_value.dtype != onnx_ir.DataType.STRING
-        and value.const_value.nbytes >= STREAM_BYTES
+        and _contents(value).nbytes >= STREAM_BYTES
     ]
 
 
 @contextlib.contextmanager
 def _swapped(tensors: dict[onnx_ir.Value, onnx_ir.TensorProtocol]) -> Iterator[None]:
     """Serialize with other tensors in place of the initializers' own."""
-    originals = {value: value.const_value for value in tensors}
+    originals = {value: _contents(value) for value in tensors}
     try:
         for value, tensor in tensors.items():
             value.const_value = tensor
@@ -144,31 +160,31 @@ def _skeleton(model: onnx_ir.Model, layout: dict[onnx_ir.Value, tuple[int, int]]
     """The model's proto with the tensors of ``layout`` (offset, length) referring to ``location``."""
     tensors = _read_references(model, layout)
     for value, (offset, length) in layout.items():
-        tensor = value.const_value
+        tensor, shape = _contents(value), onnx_ir.Shape(_contents(value).shape.numpy())
         tensors[value] = onnx_ir.ExternalTensor(
-            location, offset, length, tensor.dtype, shape=tensor.shape, name=value.name or ""
+            location, offset, length, tensor.dtype, shape=shape, name=value.name or ""
         )
     with _swapped(tensors):
-        return serde.serialize_model(model)
+        return _serialize(model)
 
 
 def _write_external(model: onnx_ir.Model, model_file: Path, data_file: Path, location: str) -> None:
     layout, end = {}, 0
     for value in _streamable(model):
         offset = -(-end // ALIGNMENT) * ALIGNMENT
-        layout[value] = (offset, value.const_value.nbytes)
-        end = offset + value.const_value.nbytes
+        layout[value] = (offset, _contents(value).nbytes)
+        end = offset + _contents(value).nbytes
     proto = _skeleton(model, layout, location)
     with open(data_file, "wb") as out:
         for value, (offset, _) in layout.items():
             out.write(b"\0" * (offset - out.tell()))
-            _stream(value.const_value, out)
+            _stream(_contents(value), out)
     model_file.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _write_inline(model: onnx_ir.Model, model_file: Path) -> None:
     streamed = _streamable(model)
-    proto = _skeleton(model, {value: (0, value.const_value.nbytes) for value in streamed}, "-")
+    proto = _skeleton(model, {value: (0, _contents(value).nbytes) for value in streamed}, "-")
     headers = {}
     for tensor in list(proto.graph.initializer):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -184,7 +200,7 @@ def _write_inline(model: onnx_ir.Model, model_file: Path) -> None:
     prefixes = []
     size = len(graph)
     for value in streamed:
-        header, nbytes = headers[value.name], value.const_value.nbytes
+        header, nbytes = headers[value.name], _contents(value).nbytes
         body = header + bytes([_TENSOR_RAW_DATA]) + encode_varint(nbytes)
         prefix = bytes([_GRAPH_INITIALIZER]) + encode_varint(len(body) + nbytes) + body
         prefixes.append(prefix)
@@ -195,7 +211,7 @@ def _write_inline(model: onnx_ir.Model, model_file: Path) -> None:
         out.write(graph)
         for value, prefix in zip(streamed, prefixes, strict=True):
             out.write(prefix)
-            _stream(value.const_value, out)
+            _stream(_contents(value), out)
 
 
 def _stream(tensor: onnx_ir.TensorProtocol, out: BinaryIO) -> None:

@@ -75,8 +75,11 @@ def dimension_bindings(model: onnx_ir.Model, n: int = 4) -> list[Bindings]:
             {name: _PRIMES[axes.index(axis) % len(_PRIMES)] for name, (_, axis) in places.items()},
         ),
         (_primes(places, shift) for shift in range(1, len(_PRIMES))),
+        # Inputs of many dims are too large at all of these but 1.
+        (dict(zip(places, itertools.cycle(sizes), strict=False)) for sizes in ((2, 3), (3, 2), (2, 1), (1, 2))),
     )
-    return list(itertools.islice(_distinct(candidates), n))
+    affordable = (bindings for bindings in _distinct(candidates) if _affordable(specs, bindings))
+    return list(itertools.islice(affordable, n))
 
 
 def usual_bindings(model: onnx_ir.Model, sizes: Mapping[str, int]) -> Bindings:
@@ -113,9 +116,12 @@ def fallback_bindings(model: onnx_ir.Model) -> Iterator[Bindings]:
         ({**typical, name: 1} for name in places),
         (dict.fromkeys(places, size) for size in (64, 224)),
     )
-    for bindings in _distinct(candidates):
-        if sum(math.prod(shape_of(spec, bindings)) for spec in specs) <= _MAX_TRIAL_ELEMENTS:
-            yield bindings
+    yield from (bindings for bindings in _distinct(candidates) if _affordable(specs, bindings))
+
+
+def _affordable(specs: Iterable[ValueSpec], bindings: Mapping[str, int]) -> bool:
+    known = (spec for spec in specs if spec.shape is not None)
+    return sum(math.prod(shape_of(spec, bindings)) for spec in known) <= _MAX_TRIAL_ELEMENTS
 
 
 def shape_of(spec: ValueSpec, bindings: Mapping[str, int]) -> tuple[int, ...]:

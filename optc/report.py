@@ -43,7 +43,8 @@ class ModelSummary:
         ops: Nodes by operator ("MatMul", "com.microsoft::Gelu").
         weight_bytes: Bytes of all initializers, each stored tensor counted once.
         path: The file, if it is one.
-        digest: "sha256:..." of the file, if it is one; of the ONNX file alone, not of external data.
+        digest: "sha256:..." of the file, if it is one; of the ONNX file alone, not of external data. Only the JSON
+            form has it: reading gigabytes again is not worth a line on the screen.
     """
 
     nodes: int
@@ -74,7 +75,6 @@ class ModelSummary:
             dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
             weight_bytes,
             os.fspath(path) if path is not None else None,
-            file_digest(path) if path is not None else None,
         )
 
 
@@ -247,16 +247,16 @@ class Latency:
 
 @dataclass
 class ArtifactFile:
-    """A file that was written."""
+    """A file that was written; its digest is made for the JSON form."""
 
     path: str
     bytes: int
-    digest: str
+    digest: str | None = None
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> ArtifactFile:
         """Measure a file that is there."""
-        return cls(os.fspath(path), os.path.getsize(path), file_digest(path))
+        return cls(os.fspath(path), os.path.getsize(path))
 
 
 @dataclass
@@ -343,7 +343,7 @@ class Report:
         """Add the files that were written and the wall time of it all."""
         if artifact is not None:
             self.artifact = [ArtifactFile.of(file) for file in artifact.files]
-            self.result.path, self.result.digest = self.artifact[0].path, self.artifact[0].digest
+            self.result.path = self.artifact[0].path
             self.notes.extend(artifact.notes)
         self.seconds = seconds
         self.peak_memory = peak_memory()
@@ -364,6 +364,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: dicts, lists, strings, numbers, booleans and None."""
+        written = {os.path.abspath(file.path) for file in self.artifact}
+        for file in self.artifact:
+            file.digest = file.digest or file_digest(file.path)
+        if self.artifact:
+            self.result.digest = self.artifact[0].digest
+        if self.model.path is not None and os.path.abspath(self.model.path) not in written:
+            self.model.digest = self.model.digest or file_digest(self.model.path)
         return {"schema": SCHEMA, **_plain(self)}
 
     def to_json(self) -> str:

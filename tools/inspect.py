@@ -10,11 +10,12 @@ import onnx_ir
 
 from optc.backends.base import ValueSpec
 from optc.inputs import symbols
-from optc.ir.mapped import file_range, is_external
 from optc.ir.model import load
 from optc.ir.rewriter import RULE_KEY, SOURCE_KEY
+from optc.machine import file_digest
 from optc.report import ModelSummary
 from optc.tools.console import show, table
+from optc.tools.files import data_files
 from optc.tools.parameters import FILE, common
 from optc.units import size_text
 
@@ -40,21 +41,18 @@ def _facts(graph: onnx_ir.Model, summary: ModelSummary) -> list[tuple[str, str]]
     size = Path(summary.path or "").stat().st_size
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(graph.opset_imports.items()))
     types: Counter[str] = Counter()
-    files: dict[str, None] = {}
     for inner in graph.graphs():
         for value in inner.initializers.values():
             if value.const_value is not None:
                 types[value.const_value.dtype.name.lower()] += value.const_value.nbytes
-            if is_external(value.const_value) and (place := file_range(value.const_value)):
-                files[Path(place[0]).name] = None
     weights = ", ".join(f"{dtype} {size_text(nbytes)}" for dtype, nbytes in types.most_common())
     facts = [
-        ("file", f"{summary.path}, {size_text(size)}, {summary.digest}"),
+        ("file", f"{summary.path}, {size_text(size)}, {file_digest(summary.path or '')}"),
         ("producer", " ".join(filter(None, (graph.producer_name, graph.producer_version))) or "?"),
         ("versions", f"IR {graph.ir_version}, opset {opsets}"),
         ("nodes", str(summary.nodes)),
         ("weights", f"{size_text(summary.weight_bytes)}{f' ({weights})' if weights else ''}"),
-        ("external data", ", ".join(files)),
+        ("external data", ", ".join(path.name for path in data_files(graph))),
         ("functions", ", ".join(f"{domain}::{name}" for domain, name, _ in graph.functions)),
         ("symbolic dims", ", ".join(symbols(graph))),
         ("metadata", ", ".join(f"{key}={value}" for key, value in graph.metadata_props.items())),
