@@ -138,7 +138,7 @@ def reshaped(ctx: Context, shape: Shape | None, target: tuple[Dim, ...], allow_z
     A symbolic element of the target may be 0 in some run, which then means "copy the dim of the input". It is taken at
     its own value where that must be right: where it can not be 0, or the dim that would be copied is then 0 as well, or
     the input is then empty. (In the last case copying fails the run, unless a second, unrelated dim of the tensor is 0
-    in the same run: an empty tensor of disputed shape, which is disregarded.)
+    in the same run, or inferred to be 0: an empty tensor of disputed shape, which is disregarded.)
     """
     total = None if shape is None else product(shape)
     result: list[Dim | None] = []

@@ -92,7 +92,7 @@ class Planner:
         if rank > 1 or not elements or dtype not in (DType.INT64, DType.INT32):
             return None
         made = self._vector(elements) if rank == 1 else self._scalar(elements[0])
-        if made is None or isinstance(made, int | tuple):
+        if not isinstance(made, Plan | onnx_ir.Value):
             return None
         return made if dtype == DType.INT64 else Plan("Cast", (made,), (("to", int(DType.INT32)),))
 

@@ -340,6 +340,10 @@ def _computed_reshape(p: Program, x: Value) -> None:
             wanted.append((x.shape[axis], _dim(p, x, axis)))
         axis += 1
     free = [place for place, (_, name) in enumerate(wanted) if name is None]
+    if len(wanted) != len(x.shape):
+        # a dim of 0 would be read as "copy" of another dim, and what is inferred beside it makes that succeed: the
+        # shape of such an empty tensor is disregarded on purpose
+        free = []
     inferred = p.pick(free) if free and p.draw(st.booleans()) else None
     target = _computed_shape(p, x, wanted, inferred)
     p.emit("Reshape", [x.name, target], [dim for dim, _ in wanted], x.dtype)
