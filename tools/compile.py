@@ -10,9 +10,10 @@ import click
 
 import optc
 from optc.ir.errors import OutputError, UsageError
+from optc.ir.model import load
 from optc.tools import pipeline_text, summary
 from optc.tools.console import Bars
-from optc.tools.files import write_text
+from optc.tools.files import data_files, write_text
 from optc.tools.parameters import FILE, common, seed_option, shape_option
 
 
@@ -96,12 +97,15 @@ def command(
 
 
 def _output(model: Path, output: Path | None) -> Path:
-    """Where to write; never over the model."""
+    """Where to write; never over the model or its data."""
     chosen = output if output is not None else Path(f"{model.stem}.opt.onnx")
+    hint = "name another file with -o; optc keeps its input"
     if chosen.exists() and model.exists() and chosen.samefile(model):
-        raise UsageError(
-            "the output is the model itself", where=str(chosen), hint="name another file with -o; optc keeps its input"
-        )
+        raise UsageError("the output is the model itself", where=str(chosen), hint=hint)
+    data = chosen.with_name(f"{chosen.name}.data")
+    for path in (chosen, data):
+        if path.exists() and any(path.samefile(file) for file in data_files(load(model))):
+            raise UsageError(f"{str(path)!r} holds the model's weights", where=str(chosen), hint=hint)
     return chosen
 
 

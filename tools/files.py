@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""The files that commands read and write; writing is whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 
 from optc.ir.errors import OutputError
+from optc.ir.mapped import file_range, is_external
 
 
 def write_text(path: Path, text: str) -> None:
@@ -34,6 +36,17 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
             np.savez(stream, **arrays)
 
     _write(path, save)
+
+
+def data_files(model: onnx_ir.Model) -> list[Path]:
+    """The files beside a model that hold its weights, each once."""
+    found: dict[Path, None] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            place = file_range(value.const_value) if is_external(value.const_value) else None
+            if place is not None:
+                found[Path(place[0])] = None
+    return list(found)
 
 
 def _write(path: Path, work: Callable[[Path], Any]) -> None:

@@ -113,7 +113,7 @@ def test_inspect_tells_where_nodes_came_from(cli, vit) -> None:
     original = {node.name for node in onnx.load(vit).graph.node}
     assert len(fused) == 4
     for words in fused:
-        assert {"gelu", "bias-gelu"} <= set(words[-2].split(","))
+        assert "bias-gelu" in words[-2].split(",")
         made_from = set(words[-1].split(","))
         assert len(made_from) >= 5 and made_from <= original
 

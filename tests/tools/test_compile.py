@@ -150,6 +150,17 @@ def test_the_input_is_never_replaced(cli, vit, tmp_path, alias) -> None:
     assert done.code == 2 and vit.read_bytes() == before
 
 
+def test_the_data_of_the_input_is_never_replaced(cli, vit, tmp_path) -> None:
+    onnx.save(onnx.load(vit), "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    before = (tmp_path / "out.onnx.data").read_bytes()
+    for output in ("out.onnx", "out.onnx.data"):
+        assert "holds the model's weights" in cli("in.onnx", "-o", output).message
+    assert (tmp_path / "out.onnx.data").read_bytes() == before and not (tmp_path / "out.onnx").exists()
+    assert cli("in.onnx", "-O1", "-o", "other.onnx", *FAST).code == 0
+    assert {"other.onnx", "other.onnx.data"} <= names(tmp_path)
+    assert "out.onnx.data" in cli("inspect", "in.onnx").out
+
+
 @pytest.mark.parametrize(
     ("given", "dims"),
     [
