@@ -10,7 +10,7 @@ Builders insert before the rewriter's anchor and return the new value. Readers r
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir
@@ -109,7 +109,7 @@ def cast(rw: Rewriter, x: onnx_ir.Value, dtype: onnx_ir.DataType) -> onnx_ir.Val
     return rw.op("Cast", x, to=int(dtype))
 
 
-def _with_axes(rw: Rewriter, op: str, x: onnx_ir.Value, axes: Sequence[int], **attributes: int) -> onnx_ir.Value:
+def _with_axes(rw: Rewriter, op: str, x: onnx_ir.Value, axes: Sequence[int], **attributes: Any) -> onnx_ir.Value:
     if rw.opset() < AXES_INPUT_SINCE[op]:
         return rw.op(op, x, axes=list(axes), **attributes)
     return rw.op(op, x, _ints(rw, axes, "axes"), **attributes)
@@ -191,7 +191,7 @@ def axes_of(node: onnx_ir.Node, facts: Facts) -> tuple[int, ...] | None:
     return tuple(sorted(axes)) if len(set(axes)) == len(axes) else None
 
 
-def _unit_axes(facts: Facts, x: onnx_ir.Value) -> tuple[int, ...] | None:
+def _unit_axes(facts: Facts, x: onnx_ir.Value | None) -> tuple[int, ...] | None:
     shape = facts.shape(x)
     if shape is None or not all(isinstance(dim, int) or provably_positive(dim - 1) for dim in shape):
         return None
