@@ -63,7 +63,7 @@ def refused(source) -> str:
     return str(caught.value)
 
 
-# files -----------------------------------------------------------------------------------------------------------
+# files ---------------------------------------------------------------------------------------------------------------
 
 
 def test_files_that_are_no_models(tmp_path):
@@ -132,7 +132,7 @@ def test_json_that_is_something_else(tmp_path):
     assert "not a valid ONNX text" in refused(path)
 
 
-# graphs ----------------------------------------------------------------------------------------------------------
+# graphs --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_cycle_is_refused():
@@ -244,7 +244,7 @@ def test_names_that_hide_outer_ones_are_made_distinct():
     assert [node.op_type for node in from_disk.graph] == ["Loop", "Abs"]
 
 
-# external data ---------------------------------------------------------------------------------------------------
+# external data -------------------------------------------------------------------------------------------------------
 
 
 def test_external_data_is_mapped_not_read(tmp_path):
@@ -341,7 +341,7 @@ def test_a_proto_that_refers_to_files_is_refused(tmp_path):
     assert "path" in refused(proto)
 
 
-# what is given is not changed --------------------------------------------------------------------------------------
+# what is given is not changed ----------------------------------------------------------------------------------------
 
 
 def test_given_objects_are_not_changed():

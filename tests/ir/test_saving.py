@@ -81,7 +81,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-# round trips -------------------------------------------------------------------------------------------------------
+# round trips ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -178,7 +178,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
         assert first == second
 
 
-# over what is there ---------------------------------------------------------------------------------------------------
+# over what is there --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("external", [False, True])
