@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
@@ -101,18 +100,14 @@ def match(
     exports them: a fused op would have to compute them twice.
     """
     attempt = _Attempt(root, facts, rule)
-    for _ in attempt.value(pattern, root.outputs[0]):
-        leak = attempt.leak()
-        if leak is not None:
-            attempt.fail(leak[0], "a value that only the pattern uses", leak[1], bonus=1)
-            continue
-        found = attempt.found
-        fit = Match(root, facts, dict(found.bindings), list(found.nodes), list(found.exported))
-        reason = refuse(fit) if refuse is not None else None
-        if reason is None:
-            return fit
-        attempt.fail(label(root), reason, "", bonus=1)
-    return attempt.miss
+    try:
+        return attempt.first(pattern, refuse)
+    except _Exhausted as error:
+        return Miss(rule, label(root), str(error), "a match within the step limit", "too many ways", 1)
+
+
+class _Exhausted(Exception):
+    """The search took too many steps."""
 
 
 class _Attempt:
@@ -123,6 +118,22 @@ class _Attempt:
         self.found = Match(root, facts)
         self.steps = 0
         self.miss = Miss(rule, label(root), label(root), "the pattern", "nothing like it", -1)
+
+    def first(self, pattern: Pattern, refuse: Callable[[Match], str | None] | None) -> Match | Miss:
+        """The first way to match that does not leak and is not refused."""
+        root = self.found.root
+        for _ in self.value(pattern, root.outputs[0]):
+            leak = self.leak()
+            if leak is not None:
+                self.fail(leak[0], "a value that only the pattern uses", leak[1], bonus=1)
+                continue
+            found = self.found
+            fit = Match(root, self.facts, dict(found.bindings), list(found.nodes), list(found.exported))
+            reason = refuse(fit) if refuse is not None else None
+            if reason is None:
+                return fit
+            self.fail(label(root), reason, "", bonus=1)
+        return self.miss
 
     def fail(self, at: str, wanted: str, found: str, bonus: int = 0) -> None:
         matched = len(self.found.nodes) + bonus
@@ -168,9 +179,7 @@ class _Attempt:
     def value(self, pattern: Pattern, value: onnx_ir.Value) -> Iterator[None]:
         self.steps += 1
         if self.steps > _STEP_LIMIT:
-            root = self.miss.root
-            self.miss = Miss(self.rule, root, _where(value), "a match within the step limit", "too many ways", 1)
-            return
+            raise _Exhausted(_where(value))
         if isinstance(pattern, Var):
             yield from self._bind(pattern.name, value)
         elif isinstance(pattern, Const):
@@ -213,8 +222,10 @@ class _Attempt:
         if a is b:
             return True
         if isinstance(a, onnx_ir.Value) and isinstance(b, onnx_ir.Value):
+            if max(self.facts.const_size(a) or 65, self.facts.const_size(b) or 65) > 64:
+                return False
             x, y = self.facts.const(a), self.facts.const(b)
-            return x is not None and y is not None and x.size <= 64 and x.dtype == y.dtype and np.array_equal(x, y)
+            return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
         return not isinstance(a, onnx_ir.Value) and not isinstance(b, onnx_ir.Value) and a == b
 
     def _constant(self, pattern: Const, value: onnx_ir.Value) -> Iterator[None]:
@@ -291,9 +302,7 @@ class _Attempt:
         if isinstance(pattern, Var):
             for _ in self._bind(pattern.name, actual):
                 yield from self._attributes(rest, node)
-        elif actual == (tuple(pattern) if isinstance(pattern, list) else pattern) or (
-            isinstance(pattern, float) and actual is not None and math.isclose(actual, pattern)
-        ):
+        elif actual == (tuple(pattern) if isinstance(pattern, list) else pattern) or _same_float(actual, pattern):
             yield from self._attributes(rest, node)
         else:
             self.fail(label(node), f"{name}={pattern}", f"{name}={actual}", bonus=1)
@@ -386,6 +395,11 @@ def close(actual: float, wanted: float, dtype: onnx_ir.DataType | None) -> bool:
         return actual == wanted
     tolerance = _TOLERANCE.get(dtype, _DEFAULT_TOLERANCE) if dtype is not None else _DEFAULT_TOLERANCE
     return math.isclose(actual, wanted, rel_tol=tolerance, abs_tol=0.0)
+
+
+def _same_float(actual: Any, wanted: Any) -> bool:
+    """Whether a float attribute, which is stored in single precision, is the number that a pattern says."""
+    return isinstance(wanted, float) and isinstance(actual, int | float) and math.isclose(actual, wanted, rel_tol=1e-6)
 
 
 def attribute(node: onnx_ir.Node, name: str, facts: Facts | None = None) -> Any:
