@@ -7,6 +7,7 @@ every runtime can run it before a backend has claimed it, and what no backend cl
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from optc.ir.rewriter import Rewriter
 
 #: The domain of fused ops between fusion and emission.
 FUSED_DOMAIN = "optc"
+#: Metadata of a call: names and provenance of the nodes that it stands for.
+_PARTS_KEY = "optc.parts"
 #: Constants up to this many elements that a body needs become part of it; larger ones are inputs.
 _INNER_CONSTANT_SIZE = 64
 
@@ -58,6 +61,7 @@ def outline(
         op_type, *inputs, domain=FUSED_DOMAIN, outputs=len(outputs), overload=function.overload, **attributes
     )
     results = [results] if len(outputs) == 1 else list(results)
+    results[0].producer().metadata_props[_PARTS_KEY] = json.dumps([_identity(node) for node in body_nodes])
     for result, old in zip(results, outputs, strict=True):
         rewriter.facts.assume(result, like=old)
     replaced = []
@@ -87,7 +91,7 @@ def inline(rewriter: Rewriter, call: onnx_ir.Node, rule: str = "inline") -> list
     }
     defaults = {name: attr for name, attr in function.attributes.items() if attr.value is not None}
     cloner = Cloner(rewriter, mapping, {**defaults, **call.attributes})
-    inserted = []
+    inserted, outputs = [], []
     with rewriter.at(call, rule):
         for domain, version in function.opset_imports.items():
             rewriter.import_opset(domain, version)
@@ -103,7 +107,9 @@ def inline(rewriter: Rewriter, call: onnx_ir.Node, rule: str = "inline") -> list
             replaced = rewriter.replace(old, new)
             if formal.producer() is not None:
                 rewriter.keep_name(old, replaced)
+            outputs.append(replaced)
         rewriter.erase(call)
+    _restore(call, inserted, outputs)
     return inserted
 
 
@@ -125,6 +131,30 @@ def drop_unused_functions(model: onnx_ir.Model) -> int:
     if FUSED_DOMAIN not in used:
         model.graph.opset_imports.pop(FUSED_DOMAIN, None)
     return len(unused)
+
+
+def _identity(node: onnx_ir.Node) -> list[Any]:
+    """What a node is known by, which the body of a function shared by several calls cannot hold."""
+    return [node.name, [value.name for value in node.outputs], dict(node.metadata_props)]
+
+
+def _restore(call: onnx_ir.Node, inserted: Sequence[onnx_ir.Node], outputs: Iterable[onnx_ir.Value]) -> None:
+    """Give the nodes of an outlined call back the names and the provenance that they had.
+
+    The names are free: the rewriter never gives one twice. Those of the outputs were kept all along.
+    """
+    parts = json.loads(call.metadata_props.get(_PARTS_KEY, "[]"))
+    nodes = [node for node in inserted if not (node.op_type == "Constant" and node.domain == "")]
+    if len(parts) != len(nodes):
+        return
+    kept = set(outputs)
+    for node, (name, names, metadata) in zip(nodes, parts, strict=True):
+        node.name = name
+        node.metadata_props.clear()
+        node.metadata_props.update(metadata)
+        for value, old in zip(node.outputs, names, strict=True):
+            if value not in kept and value.name:
+                value.name = old
 
 
 def _in_order(nodes: Iterable[onnx_ir.Node]) -> list[onnx_ir.Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -14,7 +15,7 @@ from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN, drop_unused_functions, inline
 from optc.ir.rewriter import RULE_KEY, Rewriter
 from optc.passes.base import Numerics, Pass, PassContext, all_graphs
-from optc.passes.emit.claims import CLAIMS, Realisation
+from optc.passes.emit.claims import CLAIMS, Realisation, Recipe
 
 
 class Kernels(Protocol):
@@ -35,18 +36,25 @@ class Emit(Pass):
     name: ClassVar[str] = "emit"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 
+    #: Take the one operator with the fused kernel even where it is known not to pay (to measure it).
+    slow: bool = False
+
     def run(self, ctx: PassContext) -> None:
         unclaimed: Counter[str] = Counter()
         pending = [node for graph in all_graphs(ctx.model) for node in graph if node.domain == FUSED_DOMAIN]
         while pending:
             call = pending.pop()
-            realisation = choose(ctx, call)
-            if realisation is not None:
-                _realise(ctx.rewriter, call, realisation)
-                ctx.hit(f"{realisation.domain or 'ai.onnx'}::{realisation.op}")
-                continue
-            unclaimed[f"{call.op_type} ({_type_name(ctx, call)})"] += 1
-            pending.extend(_unfuse(ctx.rewriter, call))
+            choice = choose(ctx, call, self.slow)
+            if choice is None:
+                unclaimed[f"{call.op_type} ({_type_name(ctx, call)})"] += 1
+                pending.extend(_unfuse(ctx.rewriter, call))
+            elif isinstance(choice, Recipe):
+                with ctx.rewriter.at(call, call.metadata_props.get(RULE_KEY, "emit")):
+                    _replace(ctx.rewriter, call, choice.build(ctx.rewriter, call))
+                ctx.hit(choice.name)
+            else:
+                _realise(ctx.rewriter, call, choice)
+                ctx.hit(f"{choice.domain or 'ai.onnx'}::{choice.op}")
         for what, count in sorted(unclaimed.items()):
             ctx.remark("skipped", f"{count} x {what}", f"no faster kernel on {ctx.target.provider}: left in its parts")
         drop_unused_functions(ctx.model)
@@ -65,33 +73,49 @@ def _unfuse(rw: Rewriter, call: onnx_ir.Node) -> list[onnx_ir.Node]:
     return [node for node in nodes if node.domain == FUSED_DOMAIN]
 
 
-def choose(ctx: PassContext, call: onnx_ir.Node) -> Realisation | None:
-    """The first realisation of a fused op that the target runs; None if there is none."""
-    return next((one for one in CLAIMS.get(call.op_type, ()) if _fits(ctx, call, one)), None)
+def choose(ctx: PassContext, call: onnx_ir.Node, slow: bool = False) -> Realisation | Recipe | None:
+    """The first realisation of a fused op that the target runs, and runs faster; None if there is none."""
+    for one in CLAIMS.get(call.op_type, ()):
+        if isinstance(one, Recipe):
+            if not slow and _can_cook(ctx, call, one):
+                return one
+        elif (slow or ctx.target.provider not in one.slow_on) and _fits(ctx, call, one):
+            return one
+    return None
+
+
+def _can_cook(ctx: PassContext, call: onnx_ir.Node, recipe: Recipe) -> bool:
+    if recipe.only_on and ctx.target.provider not in recipe.only_on:
+        return False
+    if any(_left_out(call, index) for index in range(recipe.inputs)):
+        return False
+    dtype = ctx.facts.dtype(call.inputs[0])
+    return dtype is not None and all(_has_kernel(ctx, "", op, {"T": dtype}) for op in recipe.ops)
 
 
 def _fits(ctx: PassContext, call: onnx_ir.Node, one: Realisation) -> bool:
-    facts, provider = ctx.facts, ctx.target.provider
-    opset = ctx.rewriter.opset(one.domain) or 1
-    if opset < one.since or provider in one.slow_on or one.attributes(_attributes(call)) is None:
+    if (ctx.rewriter.opset(one.domain) or 1) < one.since or one.attributes(_attributes(call)) is None:
         return False
-    if one.ones is not None and _needs_ones(call, one.ones) and _normalized_shape(facts, call) is None:
+    if one.ones is not None and _left_out(call, one.ones) and _normalized_shape(ctx.facts, call) is None:
         return False
-    dtypes = {variable: facts.dtype(call.inputs[index]) for variable, index in one.types.items()}
-    if any(dtype is None for dtype in dtypes.values()):
-        return False
+    dtypes = {variable: ctx.facts.dtype(call.inputs[index]) for variable, index in one.types.items()}
+    return None not in dtypes.values() and _has_kernel(ctx, one.domain, one.op, dtypes)
+
+
+def _has_kernel(ctx: PassContext, domain: str, op: str, dtypes: dict[str, onnx_ir.DataType]) -> bool:
+    opset = ctx.rewriter.opset(domain) or 1
     kernels: Kernels | None = ctx.services.get("kernels")
     if kernels is None:
-        return _in_standard(one, opset, dtypes)
-    return kernels.supports(one.domain, one.op, opset, dtypes, provider)
+        return _in_standard(domain, op, opset, dtypes)
+    return kernels.supports(domain, op, opset, dtypes, ctx.target.provider)
 
 
-def _in_standard(one: Realisation, opset: int, dtypes: dict[str, Any]) -> bool:
+def _in_standard(domain: str, op: str, opset: int, dtypes: dict[str, onnx_ir.DataType]) -> bool:
     """Whether ONNX itself defines the operator for these types."""
-    if one.domain:
+    if domain:
         return False
     try:
-        schema = onnx.defs.get_schema(one.op, opset, one.domain)
+        schema = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
         return False
     allowed = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
@@ -103,7 +127,7 @@ def _realise(rw: Rewriter, call: onnx_ir.Node, one: Realisation) -> None:
     positions = one.outputs[: len(call.outputs)]
     with rw.at(call, call.metadata_props.get(RULE_KEY, "emit")):
         inputs = list(call.inputs)
-        if one.ones is not None and _needs_ones(call, one.ones):
+        if one.ones is not None and _left_out(call, one.ones):
             inputs += [None] * (one.ones + 1 - len(inputs))
             dtype = rw.facts.dtype(call.inputs[0]).numpy()
             inputs[one.ones] = rw.constant(np.ones(_normalized_shape(rw.facts, call), dtype), "ones")
@@ -114,26 +138,28 @@ def _realise(rw: Rewriter, call: onnx_ir.Node, one: Realisation) -> None:
         for index, value in enumerate(results):
             if index not in positions:
                 value.name = ""  # an optional output that nobody asks for
-        wanted = [results[position] for position in positions]
-        if one.finish is not None:
-            wanted[0] = one.finish(rw, call, wanted[0])
-        for old, new in zip(call.outputs, wanted, strict=True):
-            rw.facts.assume(new, like=old)
-            rw.keep_name(old, rw.replace(old, new))
-        rw.erase(call)
+        _replace(rw, call, [results[position] for position in positions])
+
+
+def _replace(rw: Rewriter, call: onnx_ir.Node, results: Sequence[onnx_ir.Value]) -> None:
+    """Let the results stand for the call's outputs."""
+    for old, new in zip(call.outputs, results, strict=False):
+        rw.facts.assume(new, like=old)
+        rw.keep_name(old, rw.replace(old, new))
+    rw.erase(call)
 
 
 def _attributes(call: onnx_ir.Node) -> dict[str, Any]:
     return {name: attr.value for name, attr in call.attributes.items()}
 
 
-def _needs_ones(call: onnx_ir.Node, index: int) -> bool:
+def _left_out(call: onnx_ir.Node, index: int) -> bool:
     return len(call.inputs) <= index or call.inputs[index] is None
 
 
 def _normalized_shape(facts: Facts, call: onnx_ir.Node) -> tuple[int, ...] | None:
     """The shape of the normalized axes, if it is the same in every run."""
-    shape, axis = facts.shape(call.inputs[0]), call.attributes["axis"].as_int()
+    shape, axis = facts.shape(call.inputs[0]), _attributes(call).get("axis", -1)
     dims = None if shape is None else shape[axis:]
     return dims if dims is not None and all(isinstance(dim, int) for dim in dims) else None
 

@@ -10,7 +10,7 @@ from optc.ir.targets import suggestion
 from optc.passes.base import Numerics, Pass, PassContext
 from optc.passes.driver import apply_rules
 from optc.passes.fusion import activation, affine, conv, matmul, norm
-from optc.passes.rule import FusionRule, Rule
+from optc.passes.rule import Rule
 
 #: Rules in the order in which they are tried; a phase starts when nothing is left to do for the one before. What is
 #: larger comes before what could take a part of it away.
@@ -52,7 +52,4 @@ class Fuse(Pass):
                 )
         for phase in PHASES:
             chosen = [r for r in phase if (not self.only or r.name in self.only) and r.name not in self.skip]
-            fired = apply_rules(ctx, chosen)
-            if fired and any(isinstance(rule, FusionRule) and rule.exports for rule in chosen):
-                # An exported value is made where its fused op is, which may be behind some of its readers.
-                ctx.model.graph.sort()
+            apply_rules(ctx, chosen)

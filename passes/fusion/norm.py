@@ -125,10 +125,12 @@ def _residual(p, x, skip):
 def skip_layer_norm(p, x, skip, gamma, beta):
     """Layer normalization of a residual sum."""
     total = _residual(p, x, skip)
-    return p.one_of(p.op(_LAYER_NORM, total, gamma, beta), p.op(_LAYER_NORM, total, gamma))
+    norms = ((total, gamma, beta), (total, gamma), (total,))
+    return p.one_of(*(p.op(_LAYER_NORM, *inputs) for inputs in norms))
 
 
 @_skip("skip-rms-norm", "SkipSimplifiedLayerNormalization", "x", "skip", "gamma", "bias")
 def skip_rms_norm(p, x, skip, gamma):
     """RMS normalization of a residual sum."""
-    return p.op(_RMS_NORM, _residual(p, x, skip), gamma)
+    total = _residual(p, x, skip)
+    return p.one_of(p.op(_RMS_NORM, total, gamma), p.op(_RMS_NORM, total))
