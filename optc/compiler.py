@@ -193,7 +193,8 @@ class _Dumps:
     """Writes the graph as text after every pass that changed it (``--print-after-all``)."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder, self.count, self.changes = folder, 0, {}
+        self.folder, self.count = folder, 0
+        self.changes: dict[str, int] = {}
 
     def __call__(self, model: onnx_ir.Model, record: PassRecord) -> None:
         if self.folder is None or self.changes.get(record.text) == record.changes:
