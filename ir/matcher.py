@@ -225,6 +225,8 @@ class _Attempt:
             if max(self.facts.const_size(a) or 65, self.facts.const_size(b) or 65) > 64:
                 return False
             x, y = self.facts.const(a), self.facts.const(b)
+            if x is None or y is None:
+                return False
             return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
         return not isinstance(a, onnx_ir.Value) and not isinstance(b, onnx_ir.Value) and a == b
 
