@@ -175,4 +175,4 @@ def test_values_of_outer_graphs_are_simplified_inside():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_random_programs(data):
-    check(program(data.draw, "elementwise"), Simplify(), sizes=(2, 0, 1))
+    check(program(data.draw, "elementwise"), Simplify(), sizes=(5, 0, 1))

@@ -52,4 +52,4 @@ def test_rule(body, left):
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_random_programs(data):
-    check(program(data.draw, "slicing"), Simplify(), sizes=(2, 3, 0))
+    check(program(data.draw, "slicing"), Simplify(), sizes=(5, 3, 1))

@@ -175,4 +175,4 @@ def test_a_shared_view_stays():
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_random_programs(data):
-    check(program(data.draw, "views"), Simplify(), sizes=(2, 1, 0))
+    check(program(data.draw, "views"), Simplify(), sizes=(5, 1, 0))

@@ -254,12 +254,12 @@ def test_dims_handed_over_as_contents_are_sources():
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_random_shape_programs(data):
-    check(program(data.draw, "shapes", steps=7), Shapes(), sizes=(2, 3, 1, 0))
+    check(program(data.draw, "shapes", steps=7), Shapes(), sizes=(5, 3, 1, 0))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_random_programs_of_all_families(data):
     model = program(data.draw, "all", steps=10)
-    simplified = check(model, Simplify(), sizes=(2, 1, 0))
-    check(simplified.model, Shapes(), sizes=(2, 1, 0))
+    simplified = check(model, Simplify(), sizes=(5, 2, 1))
+    check(simplified.model, Shapes(), sizes=(5, 2, 1))
