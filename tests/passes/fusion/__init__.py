@@ -1,0 +1,1 @@
+"""Tests of the fusions beyond the golden cases."""
