@@ -241,8 +241,11 @@ class Latency:
         """One line on it."""
         if not self.measured or self.before is None or self.after is None or self.ratio is None:
             return f"not measured: {self.reason}" if self.reason else "not measured"
-        faster = f"{1 / self.ratio.median:.2f}x" if self.ratio.median > 0 else "?"
-        return f"{seconds_text(self.before.median)} -> {seconds_text(self.after.median)}, {faster} ({self.how})"
+        faster = " .. ".join(f"{1 / ratio:.2f}" for ratio in (self.ratio.high, self.ratio.low))
+        return (
+            f"{seconds_text(self.before.median)} -> {seconds_text(self.after.median)}, "
+            f"{1 / self.ratio.median:.2f}x within a round, quartiles {faster} ({self.how})"
+        )
 
 
 @dataclass
