@@ -66,8 +66,9 @@ def encode_blocks(weight: np.ndarray, block: int) -> Arrays | None:
     if rows % block:
         return None
     blocks = np.ascontiguousarray(weight.T).reshape(columns, rows // block, block)
-    scale = _nonzero(np.abs(blocks).max(axis=2) / 127).astype(np.float32)
-    codes = np.rint(blocks / scale[..., None])
+    # A block of zeros keeps the scale 0: the kernel sums codes first, and 1 would let its rounding errors through.
+    scale = (np.abs(blocks).max(axis=2) / 127).astype(np.float32)
+    codes = np.rint(blocks / _nonzero(scale)[..., None])
     return {
         "weight": (np.clip(codes, -127, 127) + 128).astype(np.uint8),
         "scale": scale,
