@@ -24,6 +24,7 @@ from optc.passes.rule import node_rule
 _COPIED_BYTES = 1 << 20
 #: Elements that are computed in double precision at a time.
 _BLOCK = 1 << 20
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class _Layer:
     channels: int
 
 
-def _layer_of(facts: Facts, value: onnx_ir.Value | None) -> _Layer | str | None:
+def _layer_of(facts: Facts, reader: onnx_ir.Node, value: onnx_ir.Value | None) -> _Layer | str | None:
     """The layer that makes a value, why it cannot take a fold, or None if there is no such layer."""
     node = value.producer() if value is not None else None
-    if node is None or node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if value is None or node is None or node.domain or node.op_type not in _LAYERS:
         return None
+    if node.graph is not reader.graph:
+        return "the layer lies in an outer graph"
     weight, bias = operand(node, 1), operand(node, 2)
     if not facts.is_const(weight) or (bias is not None and not facts.is_const(bias)):
         return "the weights must be constant"
@@ -104,9 +107,7 @@ def _fold(rw: Rewriter, layer: _Layer, scale: np.ndarray | None, shift: np.ndarr
     with np.errstate(over="ignore", invalid="ignore"):
         new = weight if scale is None else _scaled(facts.const(weight), _along_weight(layer, scale, facts))
         vector = None if vector is None else vector.astype(dtype)
-    if not all(
-        v is None or isinstance(v, onnx_ir.Value) or np.isfinite(v.astype(np.float32)).all() for v in (new, vector)
-    ):
+    if not all(np.isfinite(array).all() for array in (new, vector) if isinstance(array, np.ndarray)):
         return f"the folded weights would overflow {dtype.name}"
     inputs = [x, new if new is weight else rw.constant(new, weight.name or "weight")]
     if vector is not None:
@@ -153,7 +154,7 @@ def _finish(rw: Rewriter, node: onnx_ir.Node, layer: _Layer, result: onnx_ir.Val
 @node_rule("batchnorm-into-layer", "BatchNormalization", numerics=Numerics.ROUNDING)
 def batchnorm_into_layer(rw: Rewriter, node: onnx_ir.Node):
     """A BatchNormalization behind a convolution or a dense layer becomes part of its weights."""
-    layer = _layer_of(rw.facts, node.inputs[0])
+    layer = _layer_of(rw.facts, node, node.inputs[0])
     if not isinstance(layer, _Layer):
         return layer
     trains = node_attribute(node, "training_mode", 0) or not node_attribute(node, "is_test", int(rw.opset() >= 7))
@@ -198,7 +199,7 @@ _FACTORS: dict[str, Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray |
 def _arithmetic(rw: Rewriter, node: onnx_ir.Node, rule: str) -> str | bool | None:
     reason: str | None = None
     for value, constant in _operands(node):
-        layer = _layer_of(rw.facts, value)
+        layer = _layer_of(rw.facts, node, value)
         if layer is None or not rw.facts.is_const(constant):
             continue
         if isinstance(layer, _Layer) and layer.node.op_type == "MatMul" and rule == "shift-into-layer":

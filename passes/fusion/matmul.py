@@ -7,12 +7,12 @@ from typing import Any
 import onnx_ir
 
 from optc.ir.matcher import Match
-from optc.ir.ops import perm_of
+from optc.ir.ops import made_by, perm_of
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Numerics
 from optc.passes.fusion.common import FLOATS, node_attribute
 from optc.passes.fusion.conv import activation, activation_attributes
-from optc.passes.rule import fusion, rule
+from optc.passes.rule import fusion, node_rule, rule
 
 
 @rule("matmul-add", Numerics.ROUNDING)
@@ -39,6 +39,19 @@ def _(found: Match) -> str | None:
 @matmul_add.build
 def _(rw: Rewriter, found: Match) -> onnx_ir.Value:
     return rw.op("Gemm", found.x, found.w, found.bias)
+
+
+@node_rule("gemm-transpose", "Gemm")
+def gemm_transpose(rw: Rewriter, node: onnx_ir.Node):
+    """A Gemm reads a transposed operand as it was before."""
+    attributes = {name: attr.value for name, attr in node.attributes.items()}
+    inputs = list(node.inputs)
+    for index, name in enumerate(("transA", "transB")):
+        transpose = made_by(inputs[index], "Transpose")
+        if transpose is not None and perm_of(transpose, rw.facts) == (1, 0):
+            inputs[index] = transpose.inputs[0]
+            attributes[name] = 1 - attributes.get(name, 0)
+    return rw.op("Gemm", *inputs, **attributes) if inputs != list(node.inputs) else None
 
 
 def _swaps_last_two(found: Match, name: str) -> bool:

@@ -27,7 +27,8 @@ net (float[B,4] x, bool cond, seq(float[2]) s, float[] free, float["a b",?] odd)
 >
 {
    [first] a = Add (x, w)
-   ["odd name/1"] "a/b", "" = my.domain.Custom <alpha = 0.5, beta = 1.0, empty: ints = [], list = [1, 2], names = ["p", "q"], text = "hi", value = float[2] {1, 2}> (a, "", w)
+   ["odd name/1"] "a/b", "" = my.domain.Custom <alpha = 0.5, empty: ints = [], names = ["p", "q"]> (a, "", w)
+   [again] free2 = my.domain.Custom <beta = 1.0, list = [1, 2], text = "hi", value = float[2] {1, 2}> (a)
    [branch] y = If (cond) <
       else_branch = right () => (r)
       {

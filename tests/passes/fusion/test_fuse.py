@@ -35,6 +35,15 @@ def test_unknown_rule(option):
     assert "quick-gelu" in str(raised.value.hint)
 
 
+def test_old_opsets_are_left_alone():
+    """Before opset 7 a constant lay along whatever axis an attribute named."""
+    model = _silu()
+    model.opset_import[0].version = 6
+    result = rewrite(model)
+    assert fired(result) == {}
+    assert "opset 7" in result.records[0].remarks[0].reason
+
+
 def test_names_are_unique():
     names = [rule.name for phase in PHASES for rule in phase]
     assert len(set(names)) == len(names)

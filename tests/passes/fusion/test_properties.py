@@ -54,10 +54,7 @@ def test_gelu_with_a_constant_a_little_off_is_none(data, which, amount, sign):
 def test_fast_gelu_in_any_grouping(data, shape, seed):
     formula = Formula(data.draw)
     slope, cubic = math.sqrt(2 / math.pi), 0.044715
-    if data.draw(st.booleans()):
-        cube = [formula.op("Pow", "x", formula.constant(3.0))]
-    else:
-        cube = ["x", "x", "x"]
+    cube = [formula.op("Pow", "x", formula.constant(3.0))] if data.draw(st.booleans()) else ["x", "x", "x"]
     inner = formula.joined("Add", ["x", formula.joined("Mul", [*cube, formula.constant(cubic)])])
     tanh = formula.op("Tanh", formula.scaled(inner, slope))
     gate = formula.joined("Add", [tanh, formula.constant(1.0)])
@@ -109,7 +106,7 @@ def test_layer_norm_in_any_spelling(data, shape, opset, seed):
     model = formula.model({"x": shape}, y)
     result = rewrite(model)
     assert fired(result) == {name: 1}
-    assert [node.op_type for node in result.model.graph if node.op_type != "Constant"][0] == "LayerNormalization"
+    assert next(node.op_type for node in result.model.graph if node.op_type != "Constant") == "LayerNormalization"
     feeds = _inputs(shape, seed)
     assert close(evaluate(result, feeds), evaluate(model, feeds), 1e-4)
 
