@@ -51,12 +51,13 @@ def parse_targets(text: str, origin: str) -> dict[str, Target]:
     """Targets from TOML text, one table each.
 
     Raises:
-        UsageError: A table has an unknown or a missing key.
+        UsageError: It is no TOML, or a table has an unknown or a missing key or a kind that there is not.
     """
-    targets = {}
-    for name, table in tomllib.loads(text).items():
-        targets[name] = _target(name, table, origin)
-    return targets
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not a TOML file: {error}", where=origin) from error
+    return {name: _target(name, table, origin) for name, table in tables.items()}
 
 
 def builtin_targets() -> dict[str, Target]:
@@ -83,6 +84,9 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
 
 def _target(name: str, table: Mapping[str, Any], origin: str) -> Target:
     try:
-        return Target(name=name, **{**table, "capabilities": frozenset(table.get("capabilities", ()))})
-    except TypeError as error:
+        target = Target(name=name, **{**table, "capabilities": frozenset(table.get("capabilities", ()))})
+    except (TypeError, AttributeError) as error:
         raise UsageError(f"target {name!r} is not well described: {error}", where=origin) from error
+    if target.kind not in ("cpu", "gpu"):
+        raise UsageError(f"target {name!r} is of kind {target.kind!r}, neither cpu nor gpu", where=origin)
+    return target

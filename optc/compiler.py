@@ -83,7 +83,7 @@ def open_artifact(path: str | os.PathLike[str], *, environment: Environment | No
         options: Options of the backend's runner (threads, providers, ...).
     """
     path = Path(path)
-    load(path)  # a plain error for what is not a model; weights are not read
+    load(path)  # what is no model, or lacks its data, is refused in plain words; weights are not read
     return (environment or default_environment()).backends.get("onnxruntime").open(path, **options)
 
 

@@ -135,11 +135,10 @@ class _Search:
         timed: dict[tuple[int, int, int], dict[str | None, float]] = {}
         table = []
         for index, layer in enumerate(self.layers):
-            x = inputs.get(layer.x.name or "")
-            if x is None or not len(x):
+            x, matrix = inputs.get(layer.x.name or ""), layer.matrix(self.ctx.facts)
+            if x is None or not len(x) or not np.isfinite(matrix).all():
                 table.append([Option(None, 0.0, 0.0)])
                 continue
-            matrix = layer.matrix(self.ctx.facts)
             expected = x @ matrix
             models: dict[str | None, onnx_ir.Model] = {None: _single(None, layer, {"weight": matrix})}
             for scheme in self.schemes:
@@ -176,7 +175,7 @@ class _Search:
         key = (index, scheme)
         if key not in self.arrays:
             matrix = self.layers[index].matrix(self.ctx.facts) if matrix is None else matrix
-            self.arrays[key] = SCHEMES[scheme].encode(matrix) if np.isfinite(matrix).all() else None
+            self.arrays[key] = SCHEMES[scheme].encode(matrix)
         return self.arrays[key]
 
     # -- the search -------------------------------------------------------------------------------------------------
