@@ -136,7 +136,7 @@ class _Search:
         table = []
         for index, layer in enumerate(self.layers):
             x, matrix = inputs.get(layer.x.name or ""), layer.matrix(self.ctx.facts)
-            if x is None or not len(x) or not np.isfinite(matrix).all():
+            if x is None or not len(x) or not (np.isfinite(x).all() and np.isfinite(matrix).all()):
                 table.append([Option(None, 0.0, 0.0)])
                 continue
             expected = x @ matrix
