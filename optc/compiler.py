@@ -120,11 +120,12 @@ class _Compile:
         )
         if self.target.kind != "cpu":
             report.notes.append(f"built for {self.target.name}, which is not here: the result was only run on this CPU")
-        artifact = self._emit(result.model) if self.options.output is not None else None
         if self.options.measure:
             self.progress.start("measure")
             report.latency = measure.latency(result.model)
             self.progress.finish("measure")
+        # Last of all: whatever goes wrong or is interrupted before this leaves no file behind.
+        artifact = self._emit(result.model) if self.options.output is not None else None
         report.finish(artifact, time.perf_counter() - start)
         return Result(result.model, report, artifact.path if artifact else None)
 

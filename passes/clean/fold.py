@@ -34,8 +34,9 @@ class Fold(Pass):
     runs of the pass; weights and nodes that are no longer needed are credited. ``slack`` is not for what a small node
     can write out again at any time (ConstantOfShape, Expand, Tile). No value of more than ``limit`` bytes is computed.
     Large weights that are only moved around (Transpose, Reshape) are not computed at all but read in the new order
-    when they are needed; all else that is computed takes at most ``memory`` bytes. DequantizeLinear is never folded:
-    that would undo the quantization.
+    when they are needed; all else that is computed takes at most ``memory`` bytes. With ``moved=false`` those that are
+    transposed for matrix products only are left to rules that let the products read them as they are stored.
+    DequantizeLinear is never folded: that would undo the quantization.
     """
 
     name = "fold"
@@ -44,6 +45,7 @@ class Fold(Pass):
     slack: int = 4096
     limit: int = 1 << 28
     memory: int = 1 << 30
+    moved: bool = True
 
     def run(self, ctx: PassContext) -> None:
         _lift_constants(ctx)
@@ -59,6 +61,7 @@ class Fold(Pass):
                 limit=self.limit,
                 memory=self.memory,
                 evaluate=evaluator is not None,
+                moved=self.moved,
                 excluded=lambda node: _FAILED in node.meta,
             )
             failed = _apply(ctx, plan, evaluator)

@@ -29,6 +29,8 @@ _DATA_DEPENDENT = {"NonZero", "Unique", "Compress", "NonMaxSuppression"}
 #: Operators that only move their input around. Values of at least so many bytes are read through them when needed.
 _MOVING = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 _VIEWED_BYTES = 1 << 20
+#: Operators that have a form which reads a transposed operand.
+_PRODUCTS = {"MatMul", "Gemm"}
 #: Loops of more iterations, or with larger values inside, are not run at compile time.
 _MAX_TRIPS, _MAX_INNER_BYTES = 1024, 1 << 20
 #: Bytes to reckon with for one string.
@@ -92,6 +94,7 @@ def make_plan(
     limit: int,
     memory: int,
     evaluate: bool,
+    moved: bool,
     excluded: Callable[[onnx_ir.Node], bool],
 ) -> Plan:
     """Decide what to store.
@@ -103,9 +106,10 @@ def make_plan(
         limit: No computed value may have more bytes than this.
         memory: Nor all computed values together more than this.
         evaluate: Whether there is an evaluator; without one only contents that the facts know are stored.
+        moved: Whether large weights may be stored transposed for the matrix products that read them.
         excluded: Nodes that are known not to be computable.
     """
-    region = _Region(ctx, limit, evaluate, excluded)
+    region = _Region(ctx, limit, evaluate, moved, excluded)
     region.scan(ctx.model.graph)
     plan = Plan(known=region.known, region=region.nodes, sizes=region.sizes, views=region.views)
     dying = set(region.nodes)
@@ -140,7 +144,9 @@ def make_plan(
 class _Region:
     """The nodes whose results are the same in every run, in topological order."""
 
-    def __init__(self, ctx: PassContext, limit: int, evaluate: bool, excluded: Callable[[onnx_ir.Node], bool]) -> None:
+    def __init__(
+        self, ctx: PassContext, limit: int, evaluate: bool, moved: bool, excluded: Callable[[onnx_ir.Node], bool]
+    ) -> None:
         self.ctx = ctx
         self.nodes: dict[onnx_ir.Node, int] = {}
         self.known: dict[onnx_ir.Value, np.ndarray] = {}
@@ -148,7 +154,7 @@ class _Region:
         self.views: dict[onnx_ir.Value, View] = {}
         #: Nodes in the sub-graphs of region nodes: they come and go with these.
         self.owners: dict[onnx_ir.Node, onnx_ir.Node] = {}
-        self._limit, self._evaluate, self._excluded = limit, evaluate, excluded
+        self._limit, self._evaluate, self._moved, self._excluded = limit, evaluate, moved, excluded
 
     def scan(self, graph: onnx_ir.Graph) -> None:
         for node in graph:
@@ -178,6 +184,15 @@ class _Region:
         self.sizes.update({value: array.nbytes for value, array in arrays.items()})
         return True
 
+    def _is_transposed_weight(self, node: onnx_ir.Node) -> bool:
+        """Whether the node turns a large matrix for matrix products alone, which can read it as it is stored."""
+        if node.op_type != "Transpose" or perm_of(node, self.ctx.facts) != (1, 0):
+            return False
+        tensor = self.ctx.facts.tensor(node.inputs[0])
+        readers = [use.node for use in node.outputs[0].uses()]
+        large = tensor is not None and tensor.nbytes >= _VIEWED_BYTES
+        return large and bool(readers) and all(reader.op_type in _PRODUCTS for reader in readers)
+
     def _is_carrier(self, node: onnx_ir.Node) -> bool:
         """Whether the node only hands a stored constant on, to an output maybe: there is nothing to compute."""
         if node.op_type == "Constant":
@@ -191,6 +206,8 @@ class _Region:
         if not all(self.is_const(value) for value in inputs) or self._excluded(node):
             return False
         if not is_pure(node, self.ctx) or node.op_identifier() in self.ctx.model.functions:
+            return False
+        if not self._moved and self._is_transposed_weight(node):
             return False
         sizes = {value: self._nbytes(value, node, inputs) for value in used}
         for value, size in sizes.items():

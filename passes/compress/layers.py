@@ -9,10 +9,17 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
-from optc.ir.matcher import attribute
 
 #: Weights with fewer elements than this are left alone: a kernel of their size costs next to nothing.
 MIN_WEIGHTS = 1 << 12
+
+
+#: The operators, and the attributes that must have these values for the node to be x @ W + bias.
+_FORMS: dict[tuple[str, str], dict[str, float]] = {
+    ("", "MatMul"): {},
+    ("", "Gemm"): {"alpha": 1.0, "beta": 1.0, "transA": 0},
+    ("com.microsoft", "FusedMatMul"): {"alpha": 1.0, "transA": 0, "transBatchA": 0, "transBatchB": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Layer:
     """A node that multiplies by a constant matrix.
 
     Attributes:
-        node: The MatMul or Gemm.
+        node: The MatMul, Gemm or FusedMatMul.
         x: The activations, (..., K) float32, of rank 2 or more and not constant.
         weight: The constant, (K, N), or (N, K) if ``transposed``.
         rows, columns: K and N.
@@ -49,19 +56,23 @@ def weighted_layers(graph: onnx_ir.Graph, facts: Facts) -> Iterator[Layer]:
 
 
 def _layer(node: onnx_ir.Node, facts: Facts) -> Layer | None:
-    if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
+    form = _FORMS.get((node.domain, node.op_type))
+    if form is None or len(node.inputs) < 2:
         return None
     x, weight = node.inputs[0], node.inputs[1]
     shape = facts.shape(weight)
     if x is None or weight is None or shape is None or len(shape) != 2 or not facts.is_const(weight):
         return None
-    if facts.dtype(weight) != onnx_ir.DataType.FLOAT or (facts.rank(x) or 0) < 2 or facts.is_const(x):
+    if facts.dtype(weight) != onnx_ir.DataType.FLOAT or facts.rank(x) is None:
         return None
-    transposed = False
-    if node.op_type == "Gemm":
-        plain = (attribute(node, "alpha", facts), attribute(node, "beta", facts), attribute(node, "transA", facts))
-        if plain != (1.0, 1.0, 0):
-            return None
-        transposed = bool(attribute(node, "transB", facts))
+    if any(_value(node, name, default) != default for name, default in form.items()):
+        return None
+    transposed = bool(_value(node, "transB", 0))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
     rows, columns = (int(n) for n in (reversed(shape) if transposed else shape))
-    return Layer(node, x, weight, transposed, rows, columns)
+    return Layer(node, x, weight, bias, transposed, rows, columns)
+
+
+def _value(node: onnx_ir.Node, name: str, default: float) -> float:
+    attr = node.attributes.get(name)
+    return default if attr is None else attr.value
