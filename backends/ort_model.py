@@ -19,6 +19,7 @@ import onnxruntime
 
 from optc.backends.ort_values import is_native, to_ort_value
 from optc.ir.errors import BackendError
+from optc.ir.functions import FUSED_DOMAIN, expanded
 from optc.ir.mapped import file_range
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
@@ -64,6 +65,8 @@ def loadable(model: ModelLike, base_dir: str | os.PathLike[str] | None = None) -
         model = onnx_ir.from_proto(model)
         if base_dir is not None:
             onnx_ir.external_data.set_base_dir(model.graph, os.path.abspath(base_dir))
+    if any(domain == FUSED_DOMAIN for domain, _, _ in model.functions):
+        model = expanded(model)
     return _share(model)
 
 

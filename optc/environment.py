@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from optc.backends.registry import BackendRegistry
 from optc.ir.errors import UsageError
+from optc.ir.registry import Registry
 from optc.ir.targets import Target, builtin_targets
 from optc.passes.levels import Level, builtin_levels
 from optc.passes.pipeline import Fixpoint, Item, Pipeline, leaves, parse_pipeline
-from optc.passes.registry import Registry, pass_registry
+from optc.passes.registry import pass_registry
 
 
 @dataclass

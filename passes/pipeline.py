@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from optc.ir.errors import UsageError
+from optc.ir.registry import Registry
 from optc.ir.targets import suggestion
 from optc.passes.base import Pass
-from optc.passes.registry import Registry, pass_class
+from optc.passes.registry import pass_class
 
 DEFAULT_ROUNDS = 8
 

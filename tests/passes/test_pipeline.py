@@ -11,10 +11,11 @@ import hypothesis.strategies as st
 import pytest
 
 from optc.ir.errors import UsageError
+from optc.ir.registry import Registry
 from optc.passes.base import Pass
 from optc.passes.levels import builtin_levels
 from optc.passes.pipeline import Fixpoint, leaves, parse_pipeline, print_pass, print_pipeline, without
-from optc.passes.registry import Registry, pass_registry
+from optc.passes.registry import pass_registry
 
 
 @dataclass(frozen=True)
