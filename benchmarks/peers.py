@@ -191,7 +191,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("models", nargs="+", type=Path, help=".onnx files, or folders of them")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter in which the peers are installed")
     parser.add_argument("--only", default="", help="contenders to run, by name, separated by commas")
-    parser.add_argument("--optc-options", default="-O2 --target=cpu --verify=off")
+    parser.add_argument("--optc-options", default="-O2 --target=cpu --verify=off --no-measure")
     parser.add_argument("--dim", action="append", default=[], metavar="NAME=SIZE", help="size of a dynamic dim")
     parser.add_argument("--no-latency", dest="latency", action="store_false")
     parser.add_argument("--seconds", type=float, default=10, help="time per contender and model to spend on latency")
