@@ -24,6 +24,8 @@ _STEP_LIMIT = 20_000
 #: digits that exporters write (1.4142, 0.044715).
 _TOLERANCE = {onnx_ir.DataType.FLOAT16: 2e-3, onnx_ir.DataType.BFLOAT16: 8e-3}
 _DEFAULT_TOLERANCE = 2e-5
+#: Share of a pattern's nodes from which on a miss is a near one.
+_NEAR = 0.5
 #: Significant bits that all float types of models have (bfloat16's).
 _COMMON_BITS = 8
 
@@ -33,6 +35,17 @@ class Miss:
     """Why and where a pattern did not match, for the attempt that got furthest.
 
     Where the pattern fits but must not be rewritten, ``wanted`` is the reason and ``found`` is empty.
+
+    Attributes:
+        rule: Name of the rule.
+        root: The node at which the match began.
+        at: The node or value at which it stopped.
+        wanted: What it wanted there.
+        found: What it found there.
+        matched: How many nodes had matched, and one more where only a detail was wrong.
+        size: Nodes of the smallest match of the whole pattern.
+        sources: Names of the nodes of the original model that the root stands for.
+        anchor: The root itself.
     """
 
     rule: str
@@ -41,6 +54,19 @@ class Miss:
     wanted: str
     found: str
     matched: int
+    size: int = 1
+    sources: tuple[str, ...] = ()
+    anchor: onnx_ir.Node | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def nearness(self) -> float:
+        """How much of the pattern fitted, 0 to 1."""
+        return 1.0 if not self.found else max(0.0, min(1.0, self.matched / self.size))
+
+    @property
+    def telling(self) -> bool:
+        """Whether it came near: more than one node matched, and half of the pattern, or it was refused."""
+        return not self.found or (self.matched > 1 and self.nearness >= _NEAR)
 
     def __str__(self) -> str:
         why = f"wanted {self.wanted}, found {self.found}" if self.found else self.wanted
@@ -101,9 +127,12 @@ def match(
     """
     attempt = _Attempt(root, facts, rule)
     try:
-        return attempt.first(pattern, refuse)
+        found = attempt.first(pattern, refuse)
     except _Exhausted as error:
-        return Miss(rule, label(root), str(error), "a match within the step limit", "too many ways", 1)
+        found = Miss(rule, label(root), str(error), "a match within the step limit", "too many ways", 1)
+    if isinstance(found, Miss):
+        found.size = max(1, len(pattern.least))
+    return found
 
 
 class _Exhausted(Exception):

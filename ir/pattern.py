@@ -71,6 +71,11 @@ class Pattern:
         """The (domain, op) pairs that a node must be one of to match at its root; empty for 'any value'."""
         return frozenset()
 
+    @property
+    def least(self) -> frozenset[object]:
+        """One key for each node that the smallest match has; what several parts of a pattern share counts once."""
+        return frozenset()
+
 
 @dataclass(frozen=True, eq=False)
 class Var(Pattern):
@@ -112,6 +117,10 @@ class Op(Pattern):
     def roots(self) -> frozenset[tuple[str, str]]:
         return frozenset(split_op(op) for op in self.ops)
 
+    @cached_property
+    def least(self) -> frozenset[object]:
+        return frozenset({id(self)}).union(*(pattern.least for pattern in self.inputs if pattern is not None))
+
 
 @dataclass(frozen=True, eq=False)
 class OneOf(Pattern):
@@ -122,6 +131,10 @@ class OneOf(Pattern):
     @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return frozenset().union(*(option.roots for option in self.options))
+
+    @cached_property
+    def least(self) -> frozenset[object]:
+        return min((option.least for option in self.options), key=len)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +147,10 @@ class Through(Pattern):
     @cached_property
     def roots(self) -> frozenset[tuple[str, str]]:
         return self.inner.roots | frozenset(split_op(op) for op in self.ops)
+
+    @cached_property
+    def least(self) -> frozenset[object]:
+        return self.inner.least
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +169,10 @@ class Named(Pattern):
     def roots(self) -> frozenset[tuple[str, str]]:
         return self.inner.roots
 
+    @cached_property
+    def least(self) -> frozenset[object]:
+        return self.inner.least
+
 
 class _Flat(Pattern):
     """A sum or product of at least two terms, in any order and grouping."""
@@ -164,6 +185,11 @@ class _Flat(Pattern):
         for term in terms:
             flat.extend(term.terms if isinstance(term, cls) else (term,))
         return cls(tuple(flat))  # type: ignore[call-arg]
+
+    @cached_property
+    def least(self) -> frozenset[object]:
+        joints = frozenset((id(self), index) for index in range(len(self.terms) - 1))
+        return joints.union(*(term.least for term in self.terms))
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ class _Compile:
             for record in result.records:
                 if record.changes:
                     record.undo(f"the result was wrong as a whole: {verification.reason}")
-            result = PipelineResult(original.clone(), result.records, result.misses)
+            result = PipelineResult(original.clone(), result.records, result.misses, result.rules)
             verification = self._verify(verifier, result)
         return result, verification
 

@@ -32,6 +32,8 @@ from optc.units import seconds_text, size_text
 
 #: Version of the JSON form; it grows by one when a key changes its meaning or goes away, not when one is added.
 SCHEMA = 1
+#: Examples per rule.
+_EXAMPLES = 3
 
 
 @dataclass
@@ -119,14 +121,54 @@ class NearMiss:
     wanted: str
     found: str
     matched: int
+    size: int = 1
+    sources: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, miss: Miss) -> NearMiss:
         """The matcher's record of it."""
-        return cls(miss.rule, miss.root, miss.at, miss.wanted, miss.found, miss.matched)
+        values = {item.name: getattr(miss, item.name) for item in dataclasses.fields(cls)}
+        return cls(**{**values, "sources": list(miss.sources)})
 
     def __str__(self) -> str:
-        return f"{self.rule} at {self.root}: stopped at {self.at}: wanted {self.wanted}, found {self.found}"
+        return f"{self.rule} at {self.root}: stopped at {self.at}: {self.why}"
+
+    @property
+    def why(self) -> str:
+        """What it wanted and what it found, or why it was refused."""
+        return f"wanted {self.wanted}, found {self.found}" if self.found else self.wanted
+
+
+@dataclass
+class RuleReport:
+    """What became of one rule.
+
+    Attributes:
+        name: Its name.
+        makes: The fused op that it makes; empty if it makes none.
+        hits: How often it fired.
+        examples: For the first few times, the nodes of the original model at which it fired.
+        near_misses: In how many places it came near; those are in the report's ``near_misses``, which holds the
+            nearest ones.
+    """
+
+    name: str
+    makes: str
+    hits: int
+    examples: list[list[str]]
+    near_misses: int
+
+    @classmethod
+    def all_of(cls, result: PipelineResult) -> list[RuleReport]:
+        """All rules that were tried, and what passes without rules count, in the order of their first try."""
+        names = dict.fromkeys([*result.rules, *(rule for record in result.records for rule in record.hits)])
+        reports = []
+        for name in names:
+            hits = sum(record.hits.get(name, 0) for record in result.records)
+            places = [list(place) for record in result.records for place in record.places.get(name, ())]
+            near = sum(miss.telling for miss in result.misses.get(name, ()))
+            reports.append(cls(name, result.rules.get(name, ""), hits, places[:_EXAMPLES], near))
+        return reports
 
 
 @dataclass
@@ -274,7 +316,8 @@ class Report:
         target: Name of the target.
         backend: Name of the backend.
         passes: What each pass did, in the order of their first run.
-        near_misses: Where rules almost fired.
+        rules: What became of each rule.
+        near_misses: Where rules almost fired, those of each rule nearest first.
         verification: The numeric check.
         latency: Time before and after.
         decisions: Lossy changes proposed, kept and refused.
@@ -293,6 +336,7 @@ class Report:
     target: str = ""
     backend: str = ""
     passes: list[PassReport] = field(default_factory=list)
+    rules: list[RuleReport] = field(default_factory=list)
     near_misses: list[NearMiss] = field(default_factory=list)
     verification: Verification = field(default_factory=lambda: Verification("off"))
     latency: Latency = field(default_factory=lambda: Latency(False, reason="not asked for"))
@@ -336,7 +380,8 @@ class Report:
             target=target.name,
             backend=options.backend,
             passes=passes,
-            near_misses=[NearMiss.of(miss) for misses in result.misses.values() for miss in misses],
+            rules=RuleReport.all_of(result),
+            near_misses=[NearMiss.of(miss) for misses in result.misses.values() for miss in misses if miss.telling],
             verification=verification,
             decisions=[decision for record in result.records for decision in record.decisions],
             skipped=[skipped for item in passes for skipped in item.skipped()],

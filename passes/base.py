@@ -14,6 +14,9 @@ from optc.ir.matcher import Miss
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import Target
 
+#: Places kept per rule, as examples.
+_PLACES_KEPT = 3
+
 
 class Numerics(enum.IntEnum):
     """How far a pass may move the numbers, from not at all to as far as the error budget allows."""
@@ -77,7 +80,9 @@ class PassContext:
         target: What the result will run on.
         services: Helpers by name that the driver provides: "evaluator" (an :class:`Evaluator`), "kernels", "measure".
         hits: How often each rule fired.
-        misses: The nearest miss of each rule, for every root where it got beyond its root.
+        places: Names of nodes of the original model where each rule fired, for the first few times.
+        rules: What was tried: name of each rule -> name of the fused op that it makes, if it makes one.
+        misses: The nearest misses of each rule that was tried, nearest first.
         remarks: What to tell the user.
         decisions: What lossy passes kept and refused.
     """
@@ -86,6 +91,8 @@ class PassContext:
     target: Target
     services: Mapping[str, Any] = field(default_factory=dict)
     hits: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
     misses: dict[str, list[Miss]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
@@ -98,9 +105,12 @@ class PassContext:
     def facts(self):
         return self.rewriter.facts
 
-    def hit(self, rule: str, count: int = 1) -> None:
-        """Count an application of a rule."""
+    def hit(self, rule: str, count: int = 1, place: tuple[str, ...] = ()) -> None:
+        """Count an application of a rule, at a node that stands for these nodes of the original model."""
         self.hits[rule] = self.hits.get(rule, 0) + count
+        places = self.places.setdefault(rule, [])
+        if place and len(places) < _PLACES_KEPT:
+            places.append(place)
 
     def remark(self, kind: str, what: str, reason: str = "") -> None:
         """Tell the user what was done or left alone."""

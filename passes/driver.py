@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir
 
 from optc.ir.matcher import Miss
+from optc.ir.rewriter import sources
 from optc.ir.verify import label
 from optc.passes.base import PassContext, all_graphs
 from optc.passes.rule import Rule
@@ -59,6 +60,7 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
     """
     index: dict[tuple[str, str], list[Rule]] = {}
     for rule in rules:
+        ctx.rules[rule.name] = getattr(rule, "op", "")
         for root in sorted(rule.roots):
             index.setdefault(root, []).append(rule)
     nodes = [node for graph in all_graphs(ctx.model) for node in graph]
@@ -85,7 +87,7 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
                     misses.pop((rule.name, node), None)
                     fired[rule.name] = fired.get(rule.name, 0) + 1
                     recent.append(rule.name)
-                    ctx.hit(rule.name)
+                    ctx.hit(rule.name, place=sources(node))
                     if fired[rule.name] >= cap:
                         off.add(rule.name)
                         fighting = ", ".join(dict.fromkeys(recent))
@@ -96,11 +98,17 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
                     break
     finally:
         ctx.rewriter.listeners.remove(worklist)
-    for (name, node), miss in misses.items():
-        kept = ctx.misses.setdefault(name, [])
-        if node.graph is not None:
-            kept.append(miss)
-    for kept in ctx.misses.values():
-        kept.sort(key=lambda miss: -miss.matched)
-        del kept[_MISSES_KEPT:]
+    _keep_misses(ctx, rules, misses)
     return sum(fired.values())
+
+
+def _keep_misses(ctx: PassContext, rules: Sequence[Rule], misses: Mapping[tuple[str, onnx_ir.Node], Miss]) -> None:
+    """Keep the nearest misses at nodes that are still there; they stand for what the rules said of the graph before."""
+    found: dict[str, list[Miss]] = {rule.name: [] for rule in rules}
+    for (name, node), miss in misses.items():
+        if node.graph is not None:
+            miss.sources, miss.anchor = sources(node), node
+            found[name].append(miss)
+    for name, kept in found.items():
+        kept.sort(key=lambda miss: (-miss.nearness, -miss.matched))
+        ctx.misses[name] = kept[:_MISSES_KEPT]

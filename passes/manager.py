@@ -32,6 +32,7 @@ class PassRecord:
         changes: Changes made to the graph that were kept.
         nodes: Nodes added less nodes removed.
         hits: Applications by rule.
+        places: Names of original nodes where rules fired, for the first few times.
         status: "changed", "unchanged" or "rolled back": its last run broke something, and it was not run again; what
             earlier runs of it did, if they did anything, was kept.
         reason: Why it was rolled back.
@@ -46,6 +47,7 @@ class PassRecord:
     changes: int = 0
     nodes: int = 0
     hits: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     status: str = "unchanged"
     reason: str = ""
     remarks: list[Remark] = field(default_factory=list)
@@ -55,7 +57,7 @@ class PassRecord:
         """Record that nothing of what the pass did is in the result."""
         self.status, self.reason = "rolled back", reason
         self.changes = self.nodes = 0
-        self.hits = {}
+        self.hits, self.places = {}, {}
         for decision in self.decisions:
             if decision.kept:
                 decision.kept, decision.reason = False, f"taken back: {reason}"
@@ -63,11 +65,19 @@ class PassRecord:
 
 @dataclass
 class PipelineResult:
-    """The model after a pipeline, and what happened on the way."""
+    """The model after a pipeline, and what happened on the way.
+
+    Attributes:
+        model: The model.
+        records: What each pass did.
+        misses: The nearest misses of each rule when it was last tried, in passes that were not rolled back.
+        rules: Every rule that was tried -> the fused op that it makes, if it makes one.
+    """
 
     model: onnx_ir.Model
     records: list[PassRecord]
     misses: dict[str, list[Miss]]
+    rules: dict[str, str] = field(default_factory=dict)
 
     @property
     def numerics(self) -> Numerics:
@@ -102,7 +112,7 @@ class PassManager:
         """
         run = _Run(self, model)
         run.items(pipeline)
-        return PipelineResult(run.ctx.model, list(run.records.values()), run.ctx.misses)
+        return PipelineResult(run.ctx.model, list(run.records.values()), run.misses, run.rules)
 
 
 class _Run:
@@ -111,15 +121,17 @@ class _Run:
     def __init__(self, manager: PassManager, model: onnx_ir.Model) -> None:
         self.manager = manager
         self.interface = Interface.of(model)
-        self.ctx = self._context(model, {})
+        self.misses: dict[str, list[Miss]] = {}
+        self.rules: dict[str, str] = {}
+        self.ctx = self._context(model)
         self.records: dict[str, PassRecord] = {}
         self.guilty: set[str] = set()
         self._snapshot: onnx_ir.Model | None = None
         #: Passes (by text) that left the graph as it is since its last change: running them again is pointless.
         self._settled: set[str] = set()
 
-    def _context(self, model: onnx_ir.Model, misses: dict[str, list[Miss]]) -> PassContext:
-        return PassContext(Rewriter(model), self.manager.target, self.manager.services, misses=misses)
+    def _context(self, model: onnx_ir.Model) -> PassContext:
+        return PassContext(Rewriter(model), self.manager.target, self.manager.services, rules=self.rules)
 
     def items(self, pipeline: Pipeline) -> bool:
         changed = False
@@ -145,7 +157,8 @@ class _Run:
         record.runs += 1
         before = count_nodes(self.ctx.model)
         rewriter, changes = self.ctx.rewriter, self.ctx.rewriter.changes
-        self.ctx.hits, self.ctx.remarks, self.ctx.decisions = {}, [], []
+        self.ctx.hits, self.ctx.places, self.ctx.misses = {}, {}, {}
+        self.ctx.remarks, self.ctx.decisions = [], []
         start = time.perf_counter()
         try:
             item.run(self.ctx)
@@ -172,6 +185,11 @@ class _Run:
         record.nodes += count_nodes(self.ctx.model) - before
         for rule, count in self.ctx.hits.items():
             record.hits[rule] = record.hits.get(rule, 0) + count
+        for rule, places in self.ctx.places.items():
+            record.places.setdefault(rule, places)
+        for rule, misses in self.ctx.misses.items():
+            # A node at which one rule came near may since have been taken by another.
+            self.misses[rule] = [miss for miss in misses if miss.anchor is None or miss.anchor.graph is not None]
         record.changes += made
         if made:
             record.status = "changed"
@@ -194,7 +212,7 @@ class _Run:
     def _roll_back(self, record: PassRecord, text: str, problem: str) -> None:
         if self._snapshot is None:
             raise RuntimeError("no snapshot to roll back to")
-        self.ctx = self._context(self._snapshot, self.ctx.misses)
+        self.ctx = self._context(self._snapshot)
         self._snapshot = None
         self.guilty.add(text)
         record.status, record.reason = "rolled back", problem

@@ -42,7 +42,9 @@ def test_no_command_at_all_shows_the_help(cli) -> None:
     assert "Commands:" in done.out + done.err
 
 
-@pytest.mark.parametrize("command", ["compile", "run", "bench", "inspect", "passes", "targets", "backends", "plugins"])
+@pytest.mark.parametrize(
+    "command", ["compile", "run", "bench", "inspect", "explain", "passes", "targets", "backends", "plugins"]
+)
 def test_every_command_is_listed_and_has_help(cli, command) -> None:
     assert re.search(rf"^  {command} ", cli("--help").out, re.MULTILINE)
     done = cli(command, "--help")
