@@ -270,9 +270,7 @@ def concat_parts(rw: Rewriter, node: onnx_ir.Node):
 @node_rule("split-in-one", "Split")
 def split_in_one(rw: Rewriter, node: onnx_ir.Node):
     """Split into one piece gives back its input."""
-    return (
-        node.inputs[0] if len(node.outputs) == 1 and same_shape(rw.facts, node.inputs[0], node.outputs[0]) else None
-    )
+    return node.inputs[0] if len(node.outputs) == 1 and same_shape(rw.facts, node.inputs[0], node.outputs[0]) else None
 
 
 RULES = (

@@ -112,7 +112,7 @@ def _with_constant(p: Program, x: Value) -> None:
     shape = p.pick([(), (1,), x.shape[-1:], (1,) * len(x.shape), (3, *(1,) * len(x.shape)), tuple(x.shape)])
     array = np.full(shape, p.pick([0, 1, -1, 2]), oh.tensor_dtype_to_np_dtype(x.dtype))
     operands = [x.name, p.constant(array)]
-    if p.draw(st.booleans()):
+    if op != "Div" and p.draw(st.booleans()):  # 1 / x would tell -0.0 from 0.0, which rules may exchange
         operands.reverse()
     p.emit(op, operands, np.broadcast_shapes(x.shape, shape), x.dtype)
 
@@ -161,6 +161,8 @@ def _cast(p: Program, x: Value) -> None:
 
 def _reshape(p: Program, x: Value) -> None:
     total = math.prod(x.shape)
+    if total == 0:
+        return
     wanted: list[int] = []
     for _ in range(p.integer(0, 3)):
         divisors = [d for d in range(1, total + 1) if total % d == 0]
@@ -315,7 +317,7 @@ def _dim(p: Program, x: Value, axis: int) -> str:
     return f"d{index}"
 
 
-def _computed_shape(p: Program, x: Value, wanted: Sequence[tuple[int, str | None]], inferred: int | None) -> str:
+def _computed_shape(p: Program, wanted: Sequence[tuple[int, str | None]], inferred: int | None) -> str:
     parts = []
     for place, (dim, name) in enumerate(wanted):
         parts.append(name if name is not None else p.constant(np.array([-1 if place == inferred else dim], np.int64)))
@@ -325,7 +327,11 @@ def _computed_shape(p: Program, x: Value, wanted: Sequence[tuple[int, str | None
 
 
 def _computed_reshape(p: Program, x: Value) -> None:
-    """Merges or keeps the dims of a value by a computed target: the reshape of attention heads and its inverse."""
+    """Merges, splits or keeps the dims of a value by a computed target.
+
+    Not for empty tensors: a computed 0 is read as "copy the dim at this place", and where that is another dim which is
+    not 0, the empty result has a shape that is disregarded on purpose.
+    """
     if not x.shape or 0 in x.shape:
         return
     wanted: list[tuple[int, str | None]] = []
@@ -344,13 +350,22 @@ def _computed_reshape(p: Program, x: Value) -> None:
         else:
             wanted.append((x.shape[axis], _dim(p, x, axis)))
         axis += 1
+    _reshape_to(p, x, wanted)
+
+
+def _aligned_reshape(p: Program, x: Value) -> None:
+    """Splits the last dim into heads by a computed target, which is right for empty tensors too."""
+    if x.shape and 0 not in x.shape:
+        wanted = [(dim, _dim(p, x, axis)) for axis, dim in enumerate(x.shape)]
+        if x.shape[-1] == 4:
+            wanted[-1:] = [(2, None), (2, None)]
+        _reshape_to(p, x, wanted)
+
+
+def _reshape_to(p: Program, x: Value, wanted: Sequence[tuple[int, str | None]]) -> None:
     free = [place for place, (_, name) in enumerate(wanted) if name is None]
-    if len(wanted) != len(x.shape):
-        # a dim of 0 would be read as "copy" of another dim, and what is inferred beside it makes that succeed: the
-        # shape of such an empty tensor is disregarded on purpose
-        free = []
     inferred = p.pick(free) if free and p.draw(st.booleans()) else None
-    target = _computed_shape(p, x, wanted, inferred)
+    target = _computed_shape(p, wanted, inferred)
     p.emit("Reshape", [x.name, target], [dim for dim, _ in wanted], x.dtype)
 
 
@@ -382,6 +397,7 @@ FAMILIES: dict[str, tuple[Callable[[Program, Value], None], ...]] = {
     "slicing": (_slice, _slice, _gather, _concat, _split),
     "integers": (_with_constant, _with_constant, _binary),
     "shapes": (_computed_reshape, _computed_reshape, _computed_expand, _computed_slice, *_ELEMENTWISE, _transpose),
+    "empty-shapes": (_aligned_reshape, _computed_expand, _computed_slice, *_ELEMENTWISE),
     "all": (
         *_ELEMENTWISE,
         _clip,

@@ -254,7 +254,13 @@ def test_dims_handed_over_as_contents_are_sources():
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_random_shape_programs(data):
-    check(program(data.draw, "shapes", steps=7), Shapes(), sizes=(5, 3, 1, 0))
+    check(program(data.draw, "shapes", steps=7), Shapes(), sizes=(5, 3, 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_random_shape_programs_on_empty_tensors(data):
+    check(program(data.draw, "empty-shapes", steps=6), Shapes(), sizes=(0, 5, 1))
 
 
 @settings(max_examples=60, deadline=None)
