@@ -121,6 +121,11 @@ def open_plain(model: onnx_ir.Model) -> Runner:
     return Session(model, optimization="off")
 
 
+def open_optimized(model: onnx_ir.Model) -> Runner:
+    """Open a model as it is opened in production: ONNX Runtime rewrites it further as it sees fit."""
+    return Session(model, optimization="all")
+
+
 class Reference:
     """The original's outputs at several inputs, to judge candidates by.
 
@@ -171,6 +176,7 @@ class Reference:
         candidate: onnx_ir.Model | Runner,
         limits: Tolerance | Numerics = Numerics.ROUNDING,
         max_error: float | None = None,
+        open: Callable[[onnx_ir.Model], Runner] | None = None,
     ) -> Verdict:
         """Judge a candidate.
 
@@ -179,13 +185,14 @@ class Reference:
             limits: How far it may lie off. A class of numerics means the tolerance for that class and the coarsest
                 float type that the original computes in.
             max_error: The user's error budget, for approximate and lossy classes.
+            open: Opens the candidate in another way than the original was opened.
         """
         if self.trouble is not None:
             return self._verdict("unverified", reason=self.trouble)
         if isinstance(limits, Numerics):
             limits = tolerance(limits, self._dtype, quantized=self._quantized, max_error=max_error)
         try:
-            runner = self._open(candidate) if isinstance(candidate, onnx_ir.Model) else candidate
+            runner = (open or self._open)(candidate) if isinstance(candidate, onnx_ir.Model) else candidate
         except OptcError as error:
             return self._verdict("failed", reason=f"it cannot be opened: {error}")
         problem = self._interface_problem(runner)
