@@ -19,7 +19,7 @@ import onnxruntime
 
 from optc.backends.ort_values import is_native, to_ort_value
 from optc.ir.errors import BackendError
-from optc.ir.functions import FUSED_DOMAIN, expanded
+from optc.ir.functions import expanded, has_fused_ops
 from optc.ir.mapped import file_range
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
@@ -65,7 +65,7 @@ def loadable(model: ModelLike, base_dir: str | os.PathLike[str] | None = None) -
         model = onnx_ir.from_proto(model)
         if base_dir is not None:
             onnx_ir.external_data.set_base_dir(model.graph, os.path.abspath(base_dir))
-    if any(domain == FUSED_DOMAIN for domain, _, _ in model.functions):
+    if has_fused_ops(model):
         model = expanded(model)
     return _share(model)
 

@@ -271,3 +271,8 @@ def expanded(model: onnx_ir.Model) -> onnx_ir.Model:
         pending.extend(node for node in inline(rewriter, pending.pop()) if node.domain == FUSED_DOMAIN)
     drop_unused_functions(copy)
     return copy
+
+
+def has_fused_ops(model: onnx_ir.Model) -> bool:
+    """Whether fused ops are left that no backend has claimed yet."""
+    return any(domain == FUSED_DOMAIN for domain, _, _ in model.functions)

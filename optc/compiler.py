@@ -18,6 +18,7 @@ from optc.backends.ort_eval import Evaluator
 from optc.environment import Environment
 from optc.inputs import symbols
 from optc.ir.errors import OptcError, OutputError, UsageError
+from optc.ir.functions import expanded, has_fused_ops
 from optc.ir.model import ModelSource, load
 from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
@@ -179,6 +180,9 @@ class _Compile:
         )
         self.progress.start(stage, len(list(leaves(self.pipeline))))
         result = manager.run(original.clone(), self.pipeline)
+        if has_fused_ops(result.model):
+            # "emit" was skipped or rolled back: nothing is written that a runtime might not know.
+            result.model = expanded(result.model)
         self.progress.finish(stage)
         return result
 
