@@ -12,8 +12,6 @@ from optc.ir.facts import Facts
 
 #: Weights with fewer elements than this are left alone: a kernel of their size costs next to nothing.
 MIN_WEIGHTS = 1 << 12
-
-
 #: The operators, and the attributes that must have these values for the node to be x @ W + bias.
 _FORMS: dict[tuple[str, str], dict[str, float]] = {
     ("", "MatMul"): {},
@@ -63,14 +61,13 @@ def _layer(node: onnx_ir.Node, facts: Facts) -> Layer | None:
     shape = facts.shape(weight)
     if x is None or weight is None or shape is None or len(shape) != 2 or not facts.is_const(weight):
         return None
-    if facts.dtype(weight) != onnx_ir.DataType.FLOAT or facts.rank(x) is None:
+    if facts.dtype(weight) != onnx_ir.DataType.FLOAT or (facts.rank(x) or 0) < 2 or facts.is_const(x):
         return None
     if any(_value(node, name, default) != default for name, default in form.items()):
         return None
     transposed = bool(_value(node, "transB", 0))
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
     rows, columns = (int(n) for n in (reversed(shape) if transposed else shape))
-    return Layer(node, x, weight, bias, transposed, rows, columns)
+    return Layer(node, x, weight, transposed, rows, columns)
 
 
 def _value(node: onnx_ir.Node, name: str, default: float) -> float:
