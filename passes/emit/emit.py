@@ -13,6 +13,7 @@ import onnx_ir
 
 from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN, drop_unused_functions, inline
+from optc.ir.pattern import split_op
 from optc.ir.rewriter import RULE_KEY, Rewriter
 from optc.passes.base import Numerics, Pass, PassContext, all_graphs
 from optc.passes.emit.claims import CLAIMS, Realisation, Recipe
@@ -90,7 +91,7 @@ def _can_cook(ctx: PassContext, call: onnx_ir.Node, recipe: Recipe) -> bool:
     if any(_left_out(call, index) for index in range(recipe.inputs)):
         return False
     dtype = ctx.facts.dtype(call.inputs[0])
-    return dtype is not None and all(_has_kernel(ctx, "", op, {"T": dtype}) for op in recipe.ops)
+    return dtype is not None and all(_has_kernel(ctx, *split_op(op), {"T": dtype}) for op in recipe.ops)
 
 
 def _fits(ctx: PassContext, call: onnx_ir.Node, one: Realisation) -> bool:

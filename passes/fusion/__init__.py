@@ -18,7 +18,12 @@ SkipSimplifiedLayerNormalization    x, skip, gamma, bias                 epsilon
 FusedConv                           x, w, b, z                           Conv's, activation, activation_params
 FusedGemm                           a, b, c                              Gemm's, activation, activation_params
 FusedMatMul                         a, b                                 alpha, transA, transB
+MultiHeadAttention                  q, k, v, bias, padding, mask         num_heads, scale, fill, hidden, guarded
 ==================================  ===================================  ====================================
+
+MultiHeadAttention reads queries as (B, S, N * H) or as heads (B, N, S, H), keys and values both in the one or both in
+the other form; it returns (B, S, N * V) or the same as a matrix. A boolean mask comes with the number that replaces the
+scores that it hides, and with the truth value that hides them.
 
 The Skip ops have a second output, the residual sum, where it is read elsewhere.
 """

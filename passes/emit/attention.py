@@ -1,0 +1,77 @@
+"""How fused attention is written with ONNX Runtime's ``MultiHeadAttention``."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir
+
+from optc.ir import ops
+from optc.ir.rewriter import Rewriter
+
+
+def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+    """The kernel wants flat queries, an additive mask with a row per query, and joins the heads to 3 dims."""
+    query, key, value, bias, padding, mask = (*call.inputs, None, None, None)[:6]
+    heads, scale = call.attributes["num_heads"].as_int(), call.attributes["scale"].as_float()
+    guarded, shown = "guarded" in call.attributes, None
+    if mask is not None:
+        mask = _four_dims(rw, _additive(rw, call, mask))
+        if guarded:
+            mask, shown = _finite(rw, mask)
+        mask = _whole(rw, mask, query, key)
+    if rw.facts.rank(query) == 4:
+        _, count, _, size = rw.facts.shape(query)
+        query = ops.reshape(rw, ops.transpose(rw, query, (0, 2, 1, 3)), (0, 0, count * size))
+    inputs = [query, key, value, bias, padding, mask]
+    while inputs[-1] is None:
+        inputs.pop()
+    result = rw.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=heads, scale=scale)
+    if shown is not None:
+        result = rw.op("Where", shown, result, rw.constant(np.array(0, rw.facts.dtype(result).numpy()), "zero"))
+    old = rw.facts.shape(call.outputs[0])
+    return (ops.reshape(rw, result, (-1, old[1])) if len(old) == 2 else result,)
+
+
+def _additive(rw: Rewriter, call: onnx_ir.Node, mask: onnx_ir.Value) -> onnx_ir.Value:
+    """A boolean mask as numbers to add: the lowest where a score is hidden, else zero."""
+    if "fill" not in call.attributes:
+        return mask
+    dtype = rw.facts.dtype(call.inputs[0]).numpy()
+    zero = rw.constant(np.array(0, dtype), "shown")
+    fill = rw.constant(np.array(call.attributes["fill"].as_float(), dtype), "hidden")
+    return rw.op("Where", mask, *((fill, zero) if call.attributes["hidden"].as_int() else (zero, fill)))
+
+
+def _four_dims(rw: Rewriter, mask: onnx_ir.Value) -> onnx_ir.Value:
+    missing = 4 - rw.facts.rank(mask)
+    return ops.unsqueeze(rw, mask, tuple(range(missing))) if missing else mask
+
+
+def _finite(rw: Rewriter, mask: onnx_ir.Value) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+    """A mask without infinities, and which rows are not hidden altogether, as (B or 1, S or 1, 1).
+
+    It is computed from the mask alone, so once for all layers.
+    """
+    dtype = rw.facts.dtype(mask)
+    lowest, nothing = (rw.constant(np.array(x, dtype.numpy()), "lowest") for x in (dtype.min, -np.inf))
+    highest = ops.squeeze(rw, ops.reduction(rw, "ReduceMax", mask, (3,), True), (1,))
+    return rw.op("Max", mask, lowest), rw.op("Greater", highest, nothing)
+
+
+def _whole(rw: Rewriter, mask: onnx_ir.Value, query: onnx_ir.Value, key: onnx_ir.Value) -> onnx_ir.Value:
+    """A mask with a number for every query and key, where several share one."""
+    wanted = [1, 1]
+    sizes: list[onnx_ir.Value | None] = [None, None]
+    for dim, operand in zip(rw.facts.shape(mask)[2:], (query, key), strict=True):
+        axis = rw.facts.rank(operand) - 2
+        length = rw.facts.shape(operand)[axis]
+        wanted.append(1 if dim == length else length)
+        sizes.append(ops.gather(rw, rw.op("Shape", operand), [axis], 0) if not isinstance(wanted[-1], int) else None)
+    if wanted == [1] * 4:
+        return mask
+    if not any(sizes):
+        return rw.op("Expand", mask, rw.constant(np.array(wanted, np.int64), "scores_shape"))
+    parts = [
+        s if s is not None else rw.constant(np.array([n], np.int64), "one") for n, s in zip(wanted, sizes, strict=True)
+    ]
+    return rw.op("Expand", mask, ops.concat(rw, parts, 0))

@@ -1,0 +1,225 @@
+"""Scaled dot-product attention (Vaswani et al., 2017) in the forms that exporters write.
+
+``softmax(scale * Q @ K^T + mask) @ V`` over heads, from the projections to where the heads are joined again. Scales may
+stand on either operand, be split between both or follow the product; the mask is added or selected by a condition; a
+guard may replace NaN by zero where a row is hidden altogether.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from optc.ir.dims import Dim
+from optc.ir.facts import Facts
+from optc.ir.matcher import Match, attribute
+from optc.ir.ops import made_by, perm_of
+from optc.ir.pattern import Var
+from optc.ir.rewriter import Rewriter
+from optc.passes.fusion.common import FLOATS
+from optc.passes.rule import fusion, node_rule
+
+_SPLIT, _SPLIT_ACROSS, _SWAP = [0, 2, 1, 3], [0, 2, 3, 1], [0, 1, 3, 2]
+#: Constants that hide a score entirely, whatever it was: adding them is the same as replacing the score by them.
+_HIDES = -1e30
+
+
+@node_rule("matrix-transpose", "Reshape")
+def matrix_transpose(rw: Rewriter, node: onnx_ir.Node):
+    """Matrices that are transposed with their leading axes joined into one, which a Transpose can leave as they are."""
+    transpose = made_by(node.inputs[0], "Transpose")
+    if transpose is None or perm_of(transpose, rw.facts) != (0, 2, 1):
+        return None
+    join = made_by(transpose.inputs[0], "Reshape")
+    if join is None:
+        return None
+    shape, result = rw.facts.shape(join.inputs[0]), rw.facts.shape(node.outputs[0])
+    joined = rw.facts.shape(join.outputs[0])
+    if shape is None or result is None or joined is None or len(shape) < 4:
+        return "the shapes must be known"
+    if joined[1:] != shape[-2:] or result != (*shape[:-2], shape[-1], shape[-2]):
+        return "the matrices must be those of the input, transposed"
+    rank = len(shape)
+    return rw.op("Transpose", join.inputs[0], perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+def _scaled(p, name: str, x):
+    return p.one_of(p.scalar(f"{name}_scale") * x, p.Div(x, p.scalar(f"{name}_divisor")), x)
+
+
+def _split(p, name: str, x, perm: list[int]):
+    """(B, S, N * H) as (B, N, S, H), or as (B, N, H, S)."""
+    return p.Transpose(p.bind(f"{name}_split", p.Reshape(_scaled(p, f"{name}_flat", x), p.const())), perm=perm)
+
+
+def _heads(p, name: str, x):
+    """The heads, taken out of the projection or as somebody else made them."""
+    return p.one_of(_split(p, name, x, _SPLIT), x)
+
+
+def _scores(p, q, k):
+    rows = _scaled(p, "q", p.bind("q_heads", _heads(p, "q", q)))
+    flipped = p.Transpose(_scaled(p, "k_inner", _heads(p, "k", k)), perm=_SWAP)
+    columns = _scaled(p, "k", p.bind("k_across", p.one_of(_split(p, "k", k, _SPLIT_ACROSS), flipped)))
+    return _scaled(p, "score", p.bind("product", rows @ columns))
+
+
+def _masked(p, scores, mask):
+    selected = p.Where(mask, p.scalar("fill_where"), scores), p.Where(mask, scores, p.scalar("fill_unless"))
+    return p.one_of(scores + mask, *selected, scores)
+
+
+def _weights(p, scores):
+    softmax = p.through("Cast", p.bind("softmax", p.Softmax(p.through("Cast", scores))))
+    guarded = p.Where(p.bind("guard", p.IsNaN(Var("weights"))), 0.0, p.bind("weights", softmax))
+    return p.one_of(guarded, softmax)
+
+
+def _attention_attributes(found: Match) -> dict[str, Any] | str:
+    facts = found.facts
+    for check in (_types, _operands, _joined, _softmax):
+        if (reason := check(found)) is not None:
+            return reason
+    batch, heads, queries, _ = facts.shape(found.q_heads)
+    keys = facts.shape(found.k_across)[3]
+    attributes = {"num_heads": heads, "scale": _scale(found)}
+    if "mask" not in found.bindings:
+        return attributes
+    reason = _mask_shape(facts, found.mask, (batch, heads, queries, keys)) or _mask_meaning(found)
+    if reason is not None:
+        return reason
+    attributes |= _fill(found)
+    if "guard" not in found.bindings or not _may_hide_all(found):
+        return attributes
+    if (facts.shape(found.mask) or ())[-3:-2] not in ((), (1,)):
+        return "the guard against NaN matters, as the mask may be minus infinity, and heads have masks of their own"
+    return {**attributes, "guarded": 1}
+
+
+def _types(found: Match) -> str | None:
+    facts = found.facts
+    kinds = {facts.dtype(value) for value in (found.q, found.k, found.v, found.output)}
+    if len(kinds) != 1 or not kinds <= FLOATS:
+        return "queries, keys, values and the result must be floats of one type"
+    if any(n.op_type == "Cast" and facts.dtype(n.outputs[0]) not in FLOATS for n in found.nodes):
+        return "a cast to another type than a float is in the way"
+    return None
+
+
+def _operands(found: Match) -> str | None:
+    """Why queries, keys and values are not (B, N, S, H), (B, N, T, H) and (B, N, T, V), flat or as heads."""
+    facts = found.facts
+    q, k, v = (facts.shape(found[name]) for name in ("q_heads", "k_across", "v_heads"))
+    if q is None or k is None or v is None or not len(q) == len(k) == len(v) == 4:
+        return "queries, keys and values must have 4 dims once they are split into heads"
+    if not q[:2] == k[:2] == v[:2] or q[3] != k[2] or k[3] != v[2]:
+        return f"batch, heads, keys and head sizes must provably agree ({_text(q)}, {_text(k)}, {_text(v)})"
+    if not all(isinstance(dim, int) and dim > 0 for dim in (q[1], q[3], v[3])):
+        return "the number of heads and their sizes must be known"
+    for name, flat in (("q", (q[0], q[2], q[1] * q[3])), ("k", (k[0], k[3], k[1] * k[2])), ("v", _flat(v))):
+        if f"{name}_split" in found.bindings:
+            split = facts.shape(found[f"{name}_split"])
+            if facts.shape(found[name]) != flat or split != (flat[0], flat[1], q[1], flat[2] // q[1]):
+                return f"the last axis of {name} must be what is split into heads"
+    if ("k_split" in found.bindings) != ("v_split" in found.bindings):
+        return "keys and values must both be flat, or both be heads"
+    return None
+
+
+def _flat(heads: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    return heads[0], heads[2], heads[1] * heads[3]
+
+
+def _joined(found: Match) -> str | None:
+    batch, heads, queries, _ = found.facts.shape(found.q_heads)
+    width, result = heads * found.facts.shape(found.v_heads)[3], found.facts.shape(found.output)
+    if result == (batch, queries, width) or (result is not None and len(result) == 2 and result[1] == width):
+        return None
+    return "the heads must be joined into the last axis again"
+
+
+def _softmax(found: Match) -> str | None:
+    axis = attribute(found.softmax.producer(), "axis", found.facts)
+    return None if axis in (-1, 3) else f"the softmax must be over the last axis (it is over {axis})"
+
+
+def _scale(found: Match) -> float:
+    scale = 1.0
+    for name in found.bindings:
+        if name.endswith("_scale"):
+            scale *= float(found.scalar(name))
+        elif name.endswith("_divisor"):
+            scale /= float(found.scalar(name))
+    return scale
+
+
+def _mask_shape(facts: Facts, mask: onnx_ir.Value, scores: tuple[Dim, ...]) -> str | None:
+    """Why a mask does not fit the scores: its dims must provably be theirs or 1, or it could raise theirs.
+
+    Only the last one may be unknown: it cannot raise the number of keys, which must be that of the values.
+    """
+    shape = facts.shape(mask)
+    if shape is None or len(shape) > 4:
+        return "the mask must have at most 4 dims"
+    padded = (*[1] * (4 - len(shape)), *shape)
+    if any(dim not in (1, wanted) for dim, wanted in zip(padded[:3], scores, strict=False)):
+        return f"the mask must provably have the dims of the scores or 1 ({_text(padded)} against {_text(scores)})"
+    return None
+
+
+def _mask_meaning(found: Match) -> str | None:
+    facts = found.facts
+    fill = _fill(found).get("fill")
+    if fill is None and facts.dtype(found.mask) != facts.dtype(found.product):
+        return "the mask must have the type of the scores"
+    if fill is not None and fill > _HIDES:
+        return f"a hidden score is replaced by {fill:g}, which is not small enough to hide it"
+    if fill is not None and facts.dtype(found.product) != onnx_ir.DataType.FLOAT and not math.isinf(fill):
+        return "in this type the lowest number added to a score depends on the score"
+    return None
+
+
+def _may_hide_all(found: Match) -> bool:
+    """Whether a row that is hidden altogether is NaN without a guard; with a finite mask it is a mean."""
+    fill = _fill(found).get("fill")
+    return math.isinf(fill) if fill is not None else not _finite(found.facts, found.mask)
+
+
+def _fill(found: Match) -> dict[str, Any]:
+    for name, hidden in (("fill_where", 1), ("fill_unless", 0)):
+        if name in found.bindings:
+            return {"fill": float(found.scalar(name)), "hidden": hidden}
+    return {}
+
+
+def _finite(facts: Facts, mask: onnx_ir.Value) -> bool:
+    """Whether a mask is provably finite: a constant, a choice between two, or a movement of such."""
+    while (node := made_by(mask, "Expand", "Unsqueeze", "Reshape", "Slice", "Identity", "Transpose")) is not None:
+        mask = node.inputs[0]
+    if (node := made_by(mask, "Where")) is not None:
+        return all(_finite(facts, value) for value in node.inputs[1:])
+    array = facts.const(mask)
+    return array is not None and bool(np.isfinite(array).all())
+
+
+def _text(shape: tuple[Dim, ...]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
+
+
+@fusion(
+    "attention",
+    "MultiHeadAttention",
+    inputs=("q", "k", "v", "bias", "padding", "mask"),
+    attributes=_attention_attributes,
+)
+def attention(p, q, k, v, mask):
+    """Attention over heads, with queries, keys and values that are flat or split into heads already."""
+    weights = _weights(p, _masked(p, _scores(p, q, k), mask))
+    context = weights @ p.bind("v_heads", _heads(p, "v", v))
+    return p.Reshape(p.Transpose(context, perm=_SPLIT), p.const())
+
+
+RULES = (matrix_transpose, attention)
