@@ -23,7 +23,7 @@ def _as_they_are(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(attributes)
 
 
-_PRODUCT_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+_PRODUCT_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0}
 
 
 def _product_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from optc.ir.errors import UsageError
 from optc.ir.targets import suggestion
 from optc.passes.base import Numerics, Pass, PassContext
 from optc.passes.driver import apply_rules
-from optc.passes.fusion import activation, affine, attention, conv, matmul, norm, pad
+from optc.passes.fusion import activation, affine, attention, casts, conv, gemm, matmul, norm, pad
 from optc.passes.rule import Rule
 
 #: The opset from which on operators broadcast as NumPy does, which rules and facts take for granted.
@@ -17,9 +17,9 @@ _BROADCASTING_SINCE = 7
 #: Rules in the order in which they are tried; a phase starts when nothing is left to do for the one before. What is
 #: larger comes before what could take a part of it away.
 PHASES: tuple[tuple[Rule, ...], ...] = (
-    (*pad.RULES, *affine.RULES, attention.matrix_transpose),
-    (attention.attention, *activation.RULES, *conv.RULES, matmul.matmul_add, matmul.gemm_transpose, norm.layer_norm),
-    (norm.layer_norm_no_bias, norm.rms_norm, matmul.gemm_activation, matmul.scaled_matmul),
+    (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose),
+    (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
+    (norm.layer_norm_no_bias, norm.rms_norm, gemm.gemm_activation, matmul.scaled_matmul),
     (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
     (norm.skip_layer_norm, norm.skip_rms_norm),
 )

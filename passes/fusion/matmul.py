@@ -1,4 +1,4 @@
-"""Matrix products with what stands before and behind them."""
+"""Matrix products that take over transposes and scalars before and behind them."""
 
 from __future__ import annotations
 
@@ -7,80 +7,69 @@ from typing import Any
 import onnx_ir
 
 from optc.ir.matcher import Match
-from optc.ir.ops import made_by, perm_of
-from optc.ir.rewriter import Rewriter
-from optc.passes.base import Numerics
+from optc.ir.ops import perm_of
 from optc.passes.fusion.common import FLOATS, node_attribute
-from optc.passes.fusion.conv import activation, activation_attributes
-from optc.passes.rule import fusion, node_rule, rule
+from optc.passes.rule import fusion
+
+_PRODUCTS = ("MatMul", "com.microsoft::FusedMatMul")
+#: (trans, transBatch) of FusedMatMul's operands, in the order of preference. ``transBatch`` says that the first axis
+#: is a matrix's, and that the axes of the batch come after it.
+_FLAGS = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 
-@rule("matmul-add", Numerics.ROUNDING)
-def matmul_add(p, x, w, bias):
-    """x @ W + b on matrices is one Gemm."""
-    return x @ w + bias
+def _permutation(rank: int, trans: int, batch: int) -> tuple[int, ...]:
+    """How FusedMatMul permutes the axes of an operand before it multiplies."""
+    row, column = (0, rank - 1) if batch else (rank - 2, rank - 1)
+    rest = [axis for axis in range(rank) if axis not in (row, column)]
+    return (*rest, column, row) if trans else (*rest, row, column)
 
 
-@matmul_add.check
-def _(found: Match) -> str | None:
-    facts = found.facts
-    if facts.rank(found.x) != 2 or facts.rank(found.w) != 2:
-        return "both operands must be matrices"
-    if facts.dtype(found.x) not in FLOATS:
-        return "the operands must be floats"
-    if not facts.is_const(found.bias):
-        return "the bias must be constant"
-    shape, out = facts.shape(found.bias), facts.shape(found.w)
-    if shape is None or out is None or shape not in ((out[1],), (1, out[1])):
-        return "the bias must be a vector with one element per column"
-    return None
-
-
-@matmul_add.build
-def _(rw: Rewriter, found: Match) -> onnx_ir.Value:
-    return rw.op("Gemm", found.x, found.w, found.bias)
-
-
-@node_rule("gemm-transpose", "Gemm")
-def gemm_transpose(rw: Rewriter, node: onnx_ir.Node):
-    """A Gemm reads a transposed operand as it was before."""
-    attributes = {name: attr.value for name, attr in node.attributes.items()}
-    inputs = list(node.inputs)
-    for index, name in enumerate(("transA", "transB")):
-        transpose = made_by(inputs[index], "Transpose")
-        if transpose is not None and perm_of(transpose, rw.facts) == (1, 0):
-            inputs[index] = transpose.inputs[0]
-            attributes[name] = 1 - attributes.get(name, 0)
-    return rw.op("Gemm", *inputs, **attributes) if inputs != list(node.inputs) else None
-
-
-def _swaps_last_two(found: Match, name: str) -> bool:
-    """Whether the operand's Transpose swaps the last two axes and no other."""
-    perm = perm_of(found[name].producer(), found.facts)
-    return perm is not None and perm == (*range(len(perm) - 2), len(perm) - 1, len(perm) - 2)
+def _operand_flags(found: Match, side: str, product: onnx_ir.Node) -> tuple[int, int] | str:
+    """(trans, transBatch) of an operand, with the Transpose in front of it taken over."""
+    rank = found.facts.rank(found[side])
+    if rank is None or rank < 2:
+        return f"operand {side} must be known to have at least 2 dims"
+    own = tuple(node_attribute(product, f"{name}{side.upper()}", 0) for name in ("trans", "transBatch"))
+    taken = found.get(f"{side}_transposed")
+    if taken is None:
+        return own
+    before = perm_of(taken.producer(), found.facts)
+    total = None if before is None else tuple(before[axis] for axis in _permutation(rank, *own))
+    for flags in _FLAGS:
+        if total == _permutation(rank, *flags):
+            return flags
+    return f"the transpose of operand {side} must leave the order of the batch's axes and keep them together"
 
 
 def _product_attributes(found: Match) -> dict[str, Any] | str:
-    facts, alpha, attributes = found.facts, 1.0, {}
+    facts, product = found.facts, found["product"].producer()
     if facts.dtype(found.output) not in FLOATS:
         return "the operands must be floats"
+    alpha = float(node_attribute(product, "alpha", 1.0))
+    attributes: dict[str, Any] = {}
     for side in "ab":
-        transposed = f"{side}_transposed" in found.bindings
-        if transposed and not _swaps_last_two(found, f"{side}_transposed"):
-            return f"the transpose of operand {side} must swap its last two axes and no others"
-        rank = facts.rank(found[side])
-        if rank is None or rank < 2:
-            return f"operand {side} must be known to have at least 2 dims"
-        attributes[f"trans{side.upper()}"] = int(transposed)
-    for name in ("a_scale", "b_scale", "scale"):
+        flags = _operand_flags(found, side, product)
+        if isinstance(flags, str):
+            return flags
+        attributes[f"trans{side.upper()}"] = flags[0]
+        if flags[1]:
+            attributes[f"transBatch{side.upper()}"] = 1
+    if len(attributes) > 2 and facts.rank(found.a) != facts.rank(found.b):
+        return "with the batch's axes behind, both operands must have the same rank"
+    taken = [name for name in ("a_transposed", "b_transposed", *_SCALES, *_DIVISORS) if name in found.bindings]
+    for name in _SCALES:
         if name in found.bindings:
             alpha *= float(found.scalar(name))
-    for name in ("a_divisor", "b_divisor", "divisor"):
+    for name in _DIVISORS:
         if name in found.bindings:
             alpha /= float(found.scalar(name))
-    if alpha == 1.0 and not any(attributes.values()):
+    if not taken or (product.op_type == "MatMul" and alpha == 1.0 and not any(attributes.values())):
         return "there is nothing to fuse"
     return {"alpha": alpha, **attributes}
+
+
+_SCALES = ("a_scale", "b_scale", "scale")
+_DIVISORS = ("a_divisor", "b_divisor", "divisor")
 
 
 def _operand(p, side: str, x):
@@ -94,7 +83,7 @@ def _scaled(p, prefix: str, x):
 
 
 def _product(p, a, b):
-    return _operand(p, "a", a) @ _operand(p, "b", b)
+    return p.bind("product", p.op(_PRODUCTS, _operand(p, "a", a), _operand(p, "b", b)))
 
 
 @fusion("scaled-matmul", "FusedMatMul", inputs=("a", "b"), same_shape_as=None, attributes=_product_attributes)
@@ -107,18 +96,3 @@ def scaled_matmul(p, a, b):
 def transposed_matmul(p, a, b):
     """A matrix product of transposed or scaled operands."""
     return _product(p, a, b)
-
-
-def _gemm_attributes(found: Match) -> dict[str, Any] | str:
-    own = activation_attributes(found)
-    if isinstance(own, str):
-        return own
-    gemm = found.product.producer()
-    values = {name: node_attribute(gemm, name, 1.0) for name in ("alpha", "beta")}
-    return {**own, **values, **{name: node_attribute(gemm, name, 0) for name in ("transA", "transB")}}
-
-
-@fusion("gemm-activation", "FusedGemm", inputs=("a", "b", "c"), attributes=_gemm_attributes)
-def gemm_activation(p, a, b, c):
-    """An activation behind a Gemm."""
-    return activation(p, p.bind("product", p.one_of(p.Gemm(a, b, c), p.Gemm(a, b))))

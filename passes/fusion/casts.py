@@ -1,0 +1,32 @@
+"""Casts that mixed-precision exports leave between operators."""
+
+from __future__ import annotations
+
+import onnx_ir
+
+from optc.ir.ops import cast, int_attr, made_by, only_use
+from optc.ir.rewriter import Rewriter
+from optc.passes.base import Numerics
+from optc.passes.rule import node_rule
+
+_NARROW = frozenset({onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16})
+
+
+@node_rule("sink-casts", "Add", "Sub", "Mul", numerics=Numerics.ROUNDING)
+def sink_casts(rw: Rewriter, node: onnx_ir.Node):
+    """Two operands that are both narrowed just before they meet: meet first, then narrow once."""
+    casts = [made_by(value, "Cast") for value in node.inputs]
+    if None in casts or casts[0] is casts[1] or any(made.graph is not node.graph for made in casts):
+        return None
+    (a, b), narrow = (made.inputs[0] for made in casts), rw.facts.dtype(node.outputs[0])
+    if narrow not in _NARROW or any(int_attr(made, "to", 0) != narrow for made in casts):
+        return None
+    if any(rw.facts.dtype(value) != onnx_ir.DataType.FLOAT for value in (a, b)):
+        return "both operands must be narrowed from single precision"
+    if not all(only_use(value) for value in node.inputs):
+        return "a narrowed operand is also used elsewhere"
+    with rw.at(node, "sink-casts", casts):
+        return cast(rw, rw.op(node.op_type, a, b), narrow)
+
+
+RULES = (sink_casts,)
