@@ -16,6 +16,7 @@ SimplifiedLayerNormalization        x, scale                             axis, e
 SkipLayerNormalization              x, skip, gamma, beta, bias           epsilon
 SkipSimplifiedLayerNormalization    x, skip, gamma, bias                 epsilon
 FusedConv                           x, w, b, z                           Conv's, activation, activation_params
+ConvAdd                             x, w, b, z                           Conv's
 FusedGemm                           a, b, c                              Gemm's, activation, activation_params
 FusedMatMul                         a, b                                 alpha, transA, transB, transBatchA/B
 MultiHeadAttention                  q, k, v, bias, padding, mask         num_heads, scale, fill, hidden, guarded

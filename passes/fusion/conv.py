@@ -70,4 +70,15 @@ def conv_add_relu(p, x, w, b, z):
     return p.Relu(_conv(p, x, w, b) + z)
 
 
+def _sum_attributes(found: Match) -> dict[str, Any]:
+    attributes = found.conv.producer().attributes
+    return {name: attributes[name].value for name in _CONV_ATTRIBUTES if name in attributes}
+
+
+@fusion("conv-add", "ConvAdd", inputs=("x", "w", "b", "z"), attributes=_sum_attributes, check=_same_shape)
+def conv_add(p, x, w, b, z):
+    """A residual sum behind a convolution (MobileNet's inverted residual block)."""
+    return _conv(p, x, w, b) + z
+
+
 RULES = (conv_add_relu, conv_activation)

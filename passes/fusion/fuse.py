@@ -19,7 +19,7 @@ _BROADCASTING_SINCE = 7
 PHASES: tuple[tuple[Rule, ...], ...] = (
     (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose),
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
-    (norm.layer_norm_no_bias, norm.rms_norm, gemm.gemm_activation, matmul.scaled_matmul),
+    (norm.layer_norm_no_bias, norm.rms_norm, gemm.gemm_activation, conv.conv_add, matmul.scaled_matmul),
     (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
     (norm.skip_layer_norm, norm.skip_rms_norm),
 )

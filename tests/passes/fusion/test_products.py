@@ -114,3 +114,20 @@ def test_operands_that_are_both_narrowed_meet_before(data, op, shape, shared, se
     exact = {"Add": x + z, "Sub": x - z, "Mul": x * z}[op] + (x if shared else 0)
     assert close(sunk, written, 4e-3) or op != "Mul"  # of a difference little may be left
     assert np.abs(sunk - exact).max() <= np.abs(written - exact).max() + 2**-11 * np.abs(exact).max()
+
+
+@quick
+@given(st.data(), st.booleans(), st.sampled_from([[2, 4, 3, 3], [1, 4, 3, 3], [4, 3, 3], [4, 1, 1], [1]]), seeds)
+def test_a_convolution_accumulates_what_has_its_shape(data, shared, shape, seed):
+    formula = Formula(data.draw)
+    shapes = {"x": [2, 3, 5, 5], "z": shape}
+    weight = np.random.default_rng(seed).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    conv = formula.op("Conv", "x", formula.weight(weight))
+    y = formula.joined("Add", [conv, "z"])
+    if shared:
+        y = formula.op("Mul", y, conv)
+    model = formula.model(shapes, y)
+    result = rewrite(model)
+    assert fired(result) == ({"conv-add": 1} if shape == [2, 4, 3, 3] and not shared else {})
+    feeds = _feeds(shapes, seed)
+    assert close(evaluate(result, feeds), evaluate(model, feeds))
