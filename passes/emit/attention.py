@@ -1,4 +1,4 @@
-"""How fused attention is written with ONNX Runtime's ``MultiHeadAttention``."""
+"""How fused attention is written with ONNX Runtime's ``MultiHeadAttention`` and ``RotaryEmbedding``."""
 
 from __future__ import annotations
 
@@ -75,3 +75,34 @@ def _whole(rw: Rewriter, mask: onnx_ir.Value, query: onnx_ir.Value, key: onnx_ir
         s if s is not None else rw.constant(np.array([n], np.int64), "one") for n, s in zip(wanted, sizes, strict=True)
     ]
     return rw.op("Expand", mask, ops.concat(rw, parts, 0))
+
+
+def rotary_embedding(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+    """The kernel wants half of each table as a matrix, and takes flat heads as well as split ones."""
+    heads, _, cos, sin = call.inputs
+    facts = rw.facts
+    _, count, _, size = facts.shape(heads)
+    first = rw.constant(np.array([0], np.int64), "first")
+    tables = [ops.reshape(rw, _first_half(rw, table, size), (-1, size // 2)) for table in (cos, sin)]
+    flat = _before_split(rw, heads, count * size)
+    x = heads if flat is None else flat
+    result = rw.op("RotaryEmbedding", x, first, *tables, domain="com.microsoft", interleaved=0)
+    if flat is not None:
+        result = ops.transpose(rw, ops.reshape(rw, result, (0, 0, count, size)), (0, 2, 1, 3))
+    return (result,)
+
+
+def _first_half(rw: Rewriter, table: onnx_ir.Value, size: int) -> onnx_ir.Value:
+    return ops.slice_(rw, table, [ops.Cut(rw.facts.rank(table) - 1, 0, size // 2, 1)])
+
+
+def _before_split(rw: Rewriter, heads: onnx_ir.Value, width: int) -> onnx_ir.Value | None:
+    """The flat value (B, S, N * H) that heads (B, N, S, H) were split from."""
+    transpose = ops.made_by(heads, "Transpose")
+    if transpose is None or ops.perm_of(transpose, rw.facts) != (0, 2, 1, 3):
+        return None
+    split = ops.made_by(transpose.inputs[0], "Reshape")
+    if split is None:
+        return None
+    shape, whole = rw.facts.shape(split.inputs[0]), rw.facts.shape(heads)
+    return split.inputs[0] if shape == (whole[0], whole[2], width) else None

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir
 
 from optc.ir.rewriter import Rewriter
-from optc.passes.emit.attention import multi_head_attention
+from optc.passes.emit.attention import multi_head_attention, rotary_embedding
 
 CPU = "CPUExecutionProvider"
 MS = "com.microsoft"
@@ -144,5 +144,9 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     # the projections' biases given to the kernel it is as fast as without.
     "MultiHeadAttention": (
         Recipe("com.microsoft::MultiHeadAttention", ("com.microsoft::MultiHeadAttention",), multi_head_attention, 3),
+    ),
+    # CPU, 12 heads of 64, sequence 1, 8, 128, 512: 1.12, 1.26, 1.83, 2.13; with 2 threads 1.14, 1.05, 1.78, 2.41.
+    "RotaryEmbedding": (
+        Recipe("com.microsoft::RotaryEmbedding", ("com.microsoft::RotaryEmbedding",), rotary_embedding),
     ),
 }

@@ -20,6 +20,7 @@ ConvAdd                             x, w, b, z                           Conv's
 FusedGemm                           a, b, c                              Gemm's, activation, activation_params
 FusedMatMul                         a, b                                 alpha, transA, transB, transBatchA/B
 MultiHeadAttention                  q, k, v, bias, padding, mask         num_heads, scale, fill, hidden, guarded
+RotaryEmbedding                     x, position, cos, sin                interleaved
 ==================================  ===================================  ====================================
 
 MultiHeadAttention reads queries as (B, S, N * H) or as heads (B, N, S, H), keys and values both in the one or both in
