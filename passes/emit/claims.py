@@ -137,6 +137,9 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     "FusedConv": (Realisation("FusedConv", MS),),
     # CPU: 1.00. What CUDA's kernel does without an activation was not tried.
     "ConvAdd": (Realisation("FusedConv", MS, slow_on=frozenset({"CUDAExecutionProvider"})),),
+    # CPU: 1.00, ONNX Runtime fuses these two itself.
+    "DynamicQuantizeMatMul": (Realisation("DynamicQuantizeMatMul", MS, types={"T1": 0, "T2": 1}),),
+    "MatMulIntegerToFloat": (Realisation("MatMulIntegerToFloat", MS, types={"T1": 0, "T2": 1, "T3": 2}),),
     "FusedGemm": (Realisation("FusedGemm", MS, attributes=_gemm_attributes, slow_on=_ON_CPU),),
     "FusedMatMul": (Realisation("FusedMatMul", MS, attributes=_product_attributes),),
     # CPU, 12 heads of 64, sequence 8, 128, 512: 1.17, 1.05, 1.05 without a mask, 1.13, 1.13, 1.46 with one; with

@@ -19,6 +19,9 @@ FusedConv                           x, w, b, z                           Conv's,
 ConvAdd                             x, w, b, z                           Conv's
 FusedGemm                           a, b, c                              Gemm's, activation, activation_params
 FusedMatMul                         a, b                                 alpha, transA, transB, transBatchA/B
+DynamicQuantizeMatMul               x, b, b_scale, b_zero, bias
+MatMulIntegerToFloat                a, b, a_scale, b_scale, a_zero,
+                                    b_zero, bias
 MultiHeadAttention                  q, k, v, bias, padding, mask         num_heads, scale, fill, hidden, guarded
 RotaryEmbedding                     x, position, cos, sin                interleaved
 ==================================  ===================================  ====================================

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from .formulas import Formula, close, evaluate, fired, rewrite
 
@@ -131,3 +131,36 @@ def test_a_convolution_accumulates_what_has_its_shape(data, shared, shape, seed)
     assert fired(result) == ({"conv-add": 1} if shape == [2, 4, 3, 3] and not shared else {})
     feeds = _feeds(shapes, seed)
     assert close(evaluate(result, feeds), evaluate(model, feeds))
+
+
+@quick
+@given(
+    st.data(),
+    st.sampled_from([[], [1], [6], [1, 6], [4, 1]]),
+    st.sampled_from([None, [6], [1, 6], [4, 6]]),
+    st.booleans(),
+    st.booleans(),
+    seeds,
+)
+def test_products_of_quantized_matrices(data, scales, bias, zero, shared, seed):
+    rng = np.random.default_rng(seed)
+    formula = Formula(data.draw)
+    formula.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="quantize"))
+    weight = formula.weight(rng.integers(-127, 127, (5, 6)).astype(np.int8))
+    zeros = [formula.weight(rng.integers(-9, 9, scales).astype(np.int8))] if zero and scales != [1, 6] else []
+    if scales == [4, 1]:
+        zeros = []
+    product = formula.op("MatMulInteger", "q", weight, "z", *zeros)
+    factors = [formula.op("Cast", product, to=TensorProto.FLOAT), "s"]
+    y = formula.joined("Mul", [*factors, formula.weight(rng.uniform(0.1, 1, scales).astype(np.float32))])
+    if bias is not None:
+        y = formula.op("Add", y, formula.weight(rng.standard_normal(bias).astype(np.float32)))
+    if shared:
+        y = formula.op("Add", y, "s")
+    model = formula.model({"x": [4, 5]}, y)
+    result = rewrite(model)
+    name = "integer-matmul-to-float" if shared else "dynamic-quantize-matmul"
+    fits = scales in ([], [1], [6])
+    assert fired(result) == ({name + ("-bias" if bias == [6] else ""): 1} if fits else {})
+    feeds = _feeds({"x": [4, 5]}, seed)
+    assert close(evaluate(result, feeds), evaluate(model, feeds), 1e-4)
