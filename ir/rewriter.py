@@ -87,7 +87,7 @@ class Rewriter:
 
         Args:
             op_type: The operator.
-            inputs: Values, None for an optional input that is left out.
+            inputs: Values, None for an optional input that is left out (at the end it is dropped).
             domain: The operator's domain; its opset import is added (``version``, default 1) where missing.
             outputs: How many outputs the node has.
             overload: The overload of a model-local function.
@@ -100,6 +100,9 @@ class Rewriter:
         if self._anchor is None or self._anchor.graph is None:
             raise RuntimeError("Rewriter.op is called inside `with rewriter.at(node, rule)`")
         attrs = [onnx_ir.convenience.convert_attribute(k, v) for k, v in attributes.items() if v is not None]
+        # An empty name at the end means the same as none at all, but is known to crash optimizers of runtimes.
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         node = onnx_ir.Node(domain, op_type, inputs, attrs, overload=overload, num_outputs=outputs)
         for value in node.outputs:
             value.name = self._name_after(self._anchor.outputs[0].name or op_type, op_type.lower())

@@ -325,3 +325,13 @@ def test_order_is_restored():
     node.replace_input_with(0, values["y"])
     with pytest.raises(PassError, match="cycle"):
         rw.restore_order(model.graph)
+
+
+def test_inputs_left_out_at_the_end_are_dropped():
+    model, rw, values = rewriting("g (float[N] x) => (float[N] y) { y = Neg(x) }")
+    with rw.at(values["y"].producer(), "rule"):
+        new = rw.op("Clip", values["x"], None, rw.constant(np.float32(1), "high"))
+        open_ended = rw.op("Clip", new, None, None)
+        rw.replace(values["y"], open_ended)
+    assert len(new.producer().inputs) == 3 and len(open_ended.producer().inputs) == 1
+    assert not verify_structure(model)
