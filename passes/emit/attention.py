@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir import ops
+from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
 
 
@@ -22,6 +23,8 @@ def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Valu
     if rw.facts.rank(query) == 4:
         _, count, _, size = rw.facts.shape(query)
         query = ops.reshape(rw, ops.transpose(rw, query, (0, 2, 1, 3)), (0, 0, count * size))
+    if bias is None:
+        (query, key, value), bias = _without_biases(rw, (query, key, value))
     inputs = [query, key, value, bias, padding, mask]
     while inputs[-1] is None:
         inputs.pop()
@@ -30,6 +33,34 @@ def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Valu
         result = rw.op("Where", shown, result, rw.constant(np.array(0, rw.facts.dtype(result).numpy()), "zero"))
     old = rw.facts.shape(call.outputs[0])
     return (ops.reshape(rw, result, (-1, old[1])) if len(old) == 2 else result,)
+
+
+def _without_biases(
+    rw: Rewriter, projections: tuple[onnx_ir.Value, ...]
+) -> tuple[tuple[onnx_ir.Value, ...], onnx_ir.Value | None]:
+    """Flat queries, keys and values before their biases are added, and the biases as the one that the kernel adds."""
+    facts = rw.facts
+    if any(facts.rank(value) != 3 for value in projections):
+        return projections, None
+    plain, biases = [], []
+    for value in projections:
+        width = facts.shape(value)[2]
+        x, bias = _bias_of(facts, value, width)
+        plain.append(x)
+        biases.append(np.zeros(width, facts.dtype(value).numpy()) if bias is None else facts.const(bias))
+    if all(x is value for x, value in zip(plain, projections, strict=True)):
+        return projections, None
+    return tuple(plain), rw.constant(np.concatenate(biases), "qkv_bias")
+
+
+def _bias_of(facts: Facts, value: onnx_ir.Value, width: int) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
+    """What a constant vector is added to, and the vector, where nobody else reads the sum."""
+    add = ops.made_by(value, "Add")
+    if add is not None and len(value.uses()) == 1 and not value.is_graph_output():
+        for x, bias in (add.inputs, reversed(add.inputs)):
+            if facts.is_const(bias) and facts.shape(bias) == (width,) and facts.shape(x) == facts.shape(value):
+                return x, bias
+    return value, None
 
 
 def _additive(rw: Rewriter, call: onnx_ir.Node, mask: onnx_ir.Value) -> onnx_ir.Value:
