@@ -22,6 +22,8 @@ _TRIAL_SECONDS = 0.25
 #: End-to-end measurements in the search for the fastest assignment inside the budget.
 _SEARCH_STEPS = 9
 
+_CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
+
 Assignment = tuple[str | None, ...]
 
 
@@ -63,15 +65,17 @@ class QuantizeDynamic(Pass):
     def run(self, ctx: PassContext) -> None:
         measure = ctx.services.get("measure")
         reason = self._why_not(ctx, measure)
-        layers = list(weighted_layers(ctx.model.graph, ctx.facts)) if reason is None else []
-        if reason is None and not layers:
-            reason = "the model has no MatMul or Gemm with constant fp32 weights that is large enough"
-        convolutions = [node.name or "" for node in ctx.model.graph if node.op_type == "Conv"]
+        if reason is not None:
+            ctx.decide(Decision(self.name, [], False, reason))
+            return
+        convolutions = [node.name or "" for node in ctx.model.graph if node.op_type in _CONVOLUTIONS]
         if convolutions:
             left = "convolutions stay fp32: without calibrated ranges onnxruntime has no fast integer kernel for them"
             ctx.decide(Decision(self.name, convolutions, False, left))
-        if reason is not None:
-            ctx.decide(Decision(self.name, [], False, reason))
+        layers = list(weighted_layers(ctx.model.graph, ctx.facts))
+        if not layers:
+            none = "the model has no MatMul or Gemm with constant fp32 weights that is large enough"
+            ctx.decide(Decision(self.name, [], False, none))
             return
         search = _Search(self, ctx, measure, layers, self._usable(ctx))
         search.run()
