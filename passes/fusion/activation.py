@@ -46,16 +46,16 @@ def _gelu_of(p, x, approximate: str):
     return p.one_of(p.op([f"optc::{fused}", f"com.microsoft::{fused}"], x), p.Gelu(x, approximate=approximate))
 
 
-@fusion("bias-gelu", "BiasGelu", inputs=("x", "bias"), same_shape_as="x", check=_bias_fits)
-def bias_gelu(p, x):
-    """Gelu of a sum with a constant vector."""
-    return _gelu_of(p, x + p.const("bias"), "none")
+@fusion("bias-gelu", "BiasGelu", same_shape_as="x", check=_bias_fits)
+def bias_gelu(p, x, bias):
+    """Gelu of a sum with a vector."""
+    return _gelu_of(p, x + bias, "none")
 
 
-@fusion("bias-fast-gelu", "BiasFastGelu", inputs=("x", "bias"), same_shape_as="x", check=_bias_fits)
-def bias_fast_gelu(p, x):
-    """FastGelu of a sum with a constant vector."""
-    return _gelu_of(p, x + p.const("bias"), "tanh")
+@fusion("bias-fast-gelu", "BiasFastGelu", same_shape_as="x", check=_bias_fits)
+def bias_fast_gelu(p, x, bias):
+    """FastGelu of a sum with a vector."""
+    return _gelu_of(p, x + bias, "tanh")
 
 
 def _sigmoid_slope(found: Match) -> dict[str, Any] | str:

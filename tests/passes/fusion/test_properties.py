@@ -285,3 +285,22 @@ def test_training_batch_normalization_stays():
     result = rewrite(formula.model({"x": [1, 2, 3]}, "n"))
     assert fired(result) == {}
     assert "training" in str(result.misses["batchnorm-into-layer"][0])
+
+
+@quick
+@given(st.data(), st.sampled_from([[8], [1], [3, 8], [1, 8], [2, 3, 8]]), st.sampled_from(["none", "tanh"]), seeds)
+def test_gelu_of_a_sum_with_a_vector(data, shape, approximate, seed):
+    formula = Formula(data.draw, opset=20)
+    rng = np.random.default_rng(seed)
+    feeds = {"x": rng.standard_normal((2, 3, 8)).astype(np.float32)}
+    bias = rng.standard_normal(shape).astype(np.float32)
+    if data.draw(st.booleans()):
+        feeds["z"], name = bias, "z"
+    else:
+        name = formula.weight(bias)
+    y = formula.op("Gelu", formula.joined("Add", ["x", name]), approximate=approximate)
+    model = formula.model({key: array.shape for key, array in feeds.items()}, y)
+    result = rewrite(model)
+    rule = {"none": "bias-gelu", "tanh": "bias-fast-gelu"}[approximate]
+    assert fired(result) == ({rule: 1} if shape == [8] else {})
+    assert close(evaluate(result, feeds), evaluate(model, feeds))
