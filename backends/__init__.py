@@ -1,1 +1,1 @@
-"""optc."""
+"""What turns a graph into an artifact and runs it; timing."""

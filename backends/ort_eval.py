@@ -18,6 +18,7 @@ from optc.backends import ort_fragment, ort_kernels
 from optc.backends.ort import Session
 from optc.backends.ort_fragment import NotConstantError, constant_array
 from optc.ir.errors import OptcError
+from optc.ir.verify import subgraphs
 
 
 @dataclass(frozen=True)
@@ -200,4 +201,4 @@ def _check_division(node: onnx_ir.Node, known: Mapping[onnx_ir.Value, Any]) -> N
 
 
 def _inner_nodes(node: onnx_ir.Node) -> list[onnx_ir.Node]:
-    return [inner for graph in ort_fragment.subgraphs(node) for inner in graph.all_nodes()]
+    return [inner for graph in subgraphs(node) for inner in graph.all_nodes()]

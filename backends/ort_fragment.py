@@ -12,6 +12,7 @@ import onnx_ir
 from onnx import helper
 
 from optc.backends import ort_kernels
+from optc.ir.verify import subgraphs
 
 #: Constants up to this many bytes travel inside the model: some kernels want shapes and axes as initializers.
 EMBED_BYTES = 1024
@@ -42,17 +43,6 @@ def constant_array(value: onnx_ir.Value) -> np.ndarray | None:
         if name in _SCALAR_TYPES or name in _LIST_TYPES:
             return _strings(np.array(attribute.value, {**_SCALAR_TYPES, **_LIST_TYPES}[name]))
     return None
-
-
-def subgraphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
-    """The graphs among the node's own attributes; not those nested in them."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == onnx_ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:

@@ -1,1 +1,1 @@
-"""optc."""
+"""The place of GPU kernels; there are none yet."""

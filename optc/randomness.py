@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir
 
-from optc.backends.ort_fragment import captured, constant_array, subgraphs
+from optc.backends.ort_fragment import captured, constant_array
+from optc.ir.verify import subgraphs
 
 _RANDOM_OPS = frozenset(
     {

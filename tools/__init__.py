@@ -1,1 +1,1 @@
-"""optc."""
+"""The command line, one module per command."""

@@ -1,1 +1,1 @@
-"""optc."""
+"""Exact clean-up: the same numbers from a simpler graph."""
