@@ -9,7 +9,20 @@ from optc.ir.errors import UsageError
 from optc.ir.targets import suggestion
 from optc.passes.base import Numerics, Pass, PassContext
 from optc.passes.driver import apply_rules
-from optc.passes.fusion import activation, affine, attention, casts, conv, gemm, matmul, norm, pad, quantized, rotary
+from optc.passes.fusion import (
+    activation,
+    affine,
+    attention,
+    attention_mask,
+    casts,
+    conv,
+    gemm,
+    matmul,
+    norm,
+    pad,
+    quantized,
+    rotary,
+)
 from optc.passes.rule import Rule
 
 #: The opset from which on operators broadcast as NumPy does, which rules and facts take for granted.
@@ -18,7 +31,7 @@ _BROADCASTING_SINCE = 7
 #: larger comes before what could take a part of it away.
 PHASES: tuple[tuple[Rule, ...], ...] = (
     *quantized.PHASES,
-    (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose, *rotary.RULES),
+    (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose, *attention_mask.RULES, *rotary.RULES),
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
     (norm.layer_norm_no_bias, norm.rms_norm, gemm.gemm_activation, conv.conv_add, matmul.scaled_matmul),
     (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
