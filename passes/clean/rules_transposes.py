@@ -65,15 +65,12 @@ def transpose_pair(rw: Rewriter, node: onnx_ir.Node):
 
 @node_rule("transpose-cancels", "Transpose")
 def transpose_cancels(rw: Rewriter, node: onnx_ir.Node):
-    """Transpose of elementwise operators on Transposes: one at each leaf is enough, and none where they cancel."""
+    """Transpose of elementwise operators, some on Transposes: transpose the leaves, where that leaves fewer of them."""
     perm = perm_of(node, rw.facts)
-    if (
-        perm is None
-        or _elementwise(node.inputs[0]) is None
-        or not _can_move(rw.facts, node.inputs[0], perm, _MAX_DEPTH)
-    ):
+    if perm is None or node.inputs[0] is None:
         return None
-    return _moved(rw, node.inputs[0], perm)
+    gain = _gain_below(rw.facts, node.inputs[0], perm, _MAX_DEPTH)
+    return _moved(rw, node.inputs[0], perm, _MAX_DEPTH) if gain is not None and 1 + gain > 0 else None
 
 
 def _elementwise(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
@@ -83,24 +80,34 @@ def _elementwise(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
     return node
 
 
-def _can_move(facts: Facts, value: onnx_ir.Value, perm: tuple[int, ...], depth: int) -> bool:
-    """Whether ``value`` transposed by ``perm`` can be had without a node more than ``value``."""
+def _gain(facts: Facts, value: onnx_ir.Value, perm: tuple[int, ...], depth: int) -> int | None:
+    """How many Transposes fewer there are once ``value`` is transposed by ``perm``; None where it cannot be had."""
+    rank = facts.rank(value)
     if _unchanged(facts, value, len(perm)):
-        return True
-    if facts.rank(value) is None or facts.rank(value) > len(perm):  # type: ignore[operator]
-        return False
+        return 0
+    if rank is None or rank > len(perm):
+        return None
     if (size := facts.const_size(value)) is not None:
-        return size <= MAX_SCANNED
+        return 0 if size <= MAX_SCANNED else None
+    if rank != len(perm):
+        return None
     leaf = made_by(value, "Transpose")
     if leaf is not None:
         first = perm_of(leaf, facts)
-        if first is None or len(first) != len(perm):
-            return False
-        return is_identity(compose(first, perm)) or only_use(value)
+        if first is None:
+            return None
+        return int(only_use(value)) - (not is_identity(compose(first, perm)))
+    below = _gain_below(facts, value, perm, depth)
+    return -1 if below is None else max(below, -1)
+
+
+def _gain_below(facts: Facts, value: onnx_ir.Value, perm: tuple[int, ...], depth: int) -> int | None:
+    """The same, if the operands of the elementwise operator that makes ``value`` are transposed instead of it."""
     node = _elementwise(value)
     if node is None or depth == 0 or facts.rank(value) != len(perm):
-        return False
-    return all(_can_move(facts, operand, perm, depth - 1) for operand in _operands(node))
+        return None
+    gains = [_gain(facts, operand, perm, depth - 1) for operand in _operands(node)]
+    return None if None in gains else sum(gain for gain in gains if gain is not None)
 
 
 def _unchanged(facts: Facts, value: onnx_ir.Value, rank: int) -> bool:
@@ -114,7 +121,8 @@ def _operands(node: onnx_ir.Node) -> list[onnx_ir.Value]:
     return [value for value in values if value is not None]
 
 
-def _moved(rw: Rewriter, value: onnx_ir.Value, perm: tuple[int, ...]) -> onnx_ir.Value:
+def _moved(rw: Rewriter, value: onnx_ir.Value, perm: tuple[int, ...], depth: int) -> onnx_ir.Value:
+    """``value`` transposed, in the way that :func:`_gain` counted."""
     if _unchanged(rw.facts, value, len(perm)):
         return value
     array = rw.facts.const(value)
@@ -126,11 +134,14 @@ def _moved(rw: Rewriter, value: onnx_ir.Value, perm: tuple[int, ...]) -> onnx_ir
     if leaf is not None:
         composed = compose(perm_of(leaf, rw.facts) or (), perm)
         return leaf.inputs[0] if is_identity(composed) else transpose(rw, leaf.inputs[0], composed)
+    below = _gain_below(rw.facts, value, perm, depth)
     node = _elementwise(value)
-    if node is None:
-        raise AssertionError("only called on what can be moved")
+    if node is None or below is None or below < -1:
+        return transpose(rw, value, perm)
     count = len(_operands(node))
-    operands = [None if v is None else _moved(rw, v, perm) if i < count else v for i, v in enumerate(node.inputs)]
+    operands = [
+        None if v is None else _moved(rw, v, perm, depth - 1) if i < count else v for i, v in enumerate(node.inputs)
+    ]
     return _copy(rw, node, operands)
 
 
@@ -154,7 +165,8 @@ def transpose_sinks(rw: Rewriter, node: onnx_ir.Node):
     if len(sources) < 2 or not all(_read_by_only(value, node) for value in sources):
         return None
     back = inverse(perm)
-    if not all(_can_move(rw.facts, value, back, 0) for value in operands):
+    gains = [_gain(rw.facts, value, back, 0) for value in operands]
+    if any(gain is None or gain < 0 for gain in gains):
         return None
     changed = {}
     if node.op_type == "Concat":
@@ -165,7 +177,7 @@ def transpose_sinks(rw: Rewriter, node: onnx_ir.Node):
             return None
         changed = {"axis": perm[axis]}
     count = len(operands)
-    moved = [None if v is None else _moved(rw, v, back) if i < count else v for i, v in enumerate(node.inputs)]
+    moved = [None if v is None else _moved(rw, v, back, 0) if i < count else v for i, v in enumerate(node.inputs)]
     return transpose(rw, _copy(rw, node, moved, **changed), perm)
 
 

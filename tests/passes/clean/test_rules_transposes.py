@@ -39,10 +39,23 @@ CASES = [
         "a = Transpose <perm = [1,0,2]> (x) b = Transpose <perm = [1,0,2]> (z) y = Concat <axis = 0> (a, b)",
         {"Concat": 1, "Transpose": 1},
     ),
-    # refused: another operand that is not transposed, another reader, other permutations
+    # one operand is not transposed: it is now, instead of the other one and of the result
     (
         "a = Transpose <perm = [0,2,1]> (x) b = Add(a, z) y = Transpose <perm = [0,2,1]> (b)",
-        {"Add": 1, "Transpose": 2},
+        {"Add": 1, "Transpose": 1},
+    ),
+    # refused: as many Transposes as before, another reader, other permutations
+    (
+        "a = Abs(x) b = Add(a, z) y = Transpose <perm = [0,2,1]> (b)",
+        {"Abs": 1, "Add": 1, "Transpose": 1},
+    ),
+    (
+        "a = Transpose <perm = [0,2,1]> (x) b = Add(a, z) c = Mul(z, b) y = Transpose <perm = [0,2,1]> (c)",
+        {"Add": 1, "Mul": 1, "Transpose": 2},
+    ),
+    (
+        "a = Transpose <perm = [0,2,1]> (x) b = Add(a, z) c = Abs(a) d = Transpose <perm = [0,2,1]> (b) y = Add(c, d)",
+        {"Add": 2, "Abs": 1, "Transpose": 2},
     ),
     (
         "a = Transpose <perm = [0,2,1]> (x) b = Neg(a) c = Transpose <perm = [0,2,1]> (b) d = ReduceSum(b) "
