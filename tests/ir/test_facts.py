@@ -740,6 +740,8 @@ def _variants(proto: onnx.ModelProto, feeds: dict[str, Any]) -> Iterator[tuple[o
 def test_operator_cases():
     counts: Counter[str] = Counter()
     for case in onnx.backend.test.loader.load_model_tests(kind="node"):
+        if case.data_sets is None:
+            pytest.skip("onnx before 1.23 keeps its cases in files, which tests/conformance reads")
         inputs, _ = case.data_sets[0]
         feeds = {value.name: array for value, array in zip(case.model.graph.input, inputs, strict=False)}
         if not all(isinstance(array, np.ndarray | list) for array in feeds.values()):
