@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir
 
@@ -21,7 +23,7 @@ def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Valu
             mask, shown = _finite(rw, mask)
         mask = _whole(rw, mask, query, key)
     if rw.facts.rank(query) == 4:
-        _, count, _, size = rw.facts.shape(query)
+        _, count, _, size = _dims(rw.facts, query)
         query = ops.reshape(rw, ops.transpose(rw, query, (0, 2, 1, 3)), (0, 0, count * size))
     if bias is None:
         (query, key, value), bias = _without_biases(rw, (query, key, value))
@@ -31,7 +33,7 @@ def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Valu
     result = rw.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=heads, scale=scale)
     if shown is not None:
         result = rw.op("Where", shown, result, rw.constant(np.array(0, rw.facts.dtype(result).numpy()), "zero"))
-    old = rw.facts.shape(call.outputs[0])
+    old = _dims(rw.facts, call.outputs[0])
     return (ops.reshape(rw, result, (-1, old[1])) if len(old) == 2 else result,)
 
 
@@ -44,7 +46,7 @@ def _without_biases(
         return projections, None
     plain, biases = [], []
     for value in projections:
-        width = facts.shape(value)[2]
+        width = _dims(rw.facts, value)[2]
         x, bias = _bias_of(facts, value, width)
         plain.append(x)
         biases.append(np.zeros(width, facts.dtype(value).numpy()) if bias is None else facts.const(bias))
@@ -93,9 +95,9 @@ def _whole(rw: Rewriter, mask: onnx_ir.Value, query: onnx_ir.Value, key: onnx_ir
     """A mask with a number for every query and key, where several share one."""
     wanted = [1, 1]
     sizes: list[onnx_ir.Value | None] = [None, None]
-    for dim, operand in zip(rw.facts.shape(mask)[2:], (query, key), strict=True):
+    for dim, operand in zip(_dims(rw.facts, mask)[2:], (query, key), strict=True):
         axis = rw.facts.rank(operand) - 2
-        length = rw.facts.shape(operand)[axis]
+        length = _dims(rw.facts, operand)[axis]
         wanted.append(1 if dim == length else length)
         sizes.append(ops.gather(rw, rw.op("Shape", operand), [axis], 0) if not isinstance(wanted[-1], int) else None)
     if wanted == [1] * 4:
@@ -111,8 +113,7 @@ def _whole(rw: Rewriter, mask: onnx_ir.Value, query: onnx_ir.Value, key: onnx_ir
 def rotary_embedding(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """The kernel wants half of each table as a matrix, and takes flat heads as well as split ones."""
     heads, _, cos, sin = call.inputs
-    facts = rw.facts
-    _, count, _, size = facts.shape(heads)
+    _, count, _, size = _dims(rw.facts, heads)
     first = rw.constant(np.array([0], np.int64), "first")
     tables = [ops.reshape(rw, _first_half(rw, table, size), (-1, size // 2)) for table in (cos, sin)]
     flat = _before_split(rw, heads, count * size)
@@ -135,5 +136,12 @@ def _before_split(rw: Rewriter, heads: onnx_ir.Value, width: int) -> onnx_ir.Val
     split = ops.made_by(transpose.inputs[0], "Reshape")
     if split is None:
         return None
-    shape, whole = rw.facts.shape(split.inputs[0]), rw.facts.shape(heads)
+    shape, whole = rw.facts.shape(split.inputs[0]), _dims(rw.facts, heads)
     return split.inputs[0] if shape == (whole[0], whole[2], width) else None
+
+
+def _dims(facts: Facts, value: onnx_ir.Value) -> tuple[Any, ...]:
+    """The dims of a value whose rank the fusion made sure of."""
+    shape = facts.shape(value)
+    assert shape is not None
+    return shape

@@ -83,8 +83,8 @@ def _attention_attributes(found: Match) -> dict[str, Any] | str:
     for check in (_types, _operands, _joined, _softmax):
         if (reason := check(found)) is not None:
             return reason
-    batch, heads, queries, _ = facts.shape(found.q_heads)
-    keys = facts.shape(found.k_across)[3]
+    batch, heads, queries, _ = _dims(facts, found.q_heads)
+    keys = _dims(facts, found.k_across)[3]
     attributes = {"num_heads": heads, "scale": _scale(found)}
     if "mask" not in found.bindings:
         return attributes
@@ -134,8 +134,8 @@ def _flat(heads: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 
 def _joined(found: Match) -> str | None:
-    batch, heads, queries, _ = found.facts.shape(found.q_heads)
-    width, result = heads * found.facts.shape(found.v_heads)[3], found.facts.shape(found.output)
+    batch, heads, queries, _ = _dims(found.facts, found.q_heads)
+    width, result = heads * _dims(found.facts, found.v_heads)[3], found.facts.shape(found.output)
     if result == (batch, queries, width) or (result is not None and len(result) == 2 and result[1] == width):
         return None
     return "the heads must be joined into the last axis again"
@@ -195,7 +195,7 @@ def _fill(found: Match) -> dict[str, Any]:
     return {}
 
 
-def _finite(facts: Facts, mask: onnx_ir.Value) -> bool:
+def _finite(facts: Facts, mask: onnx_ir.Value | None) -> bool:
     """Whether a mask is provably finite: a constant, a choice between two, or a movement of such."""
     while (node := made_by(mask, "Expand", "Unsqueeze", "Reshape", "Slice", "Identity", "Transpose")) is not None:
         mask = node.inputs[0]
@@ -203,6 +203,13 @@ def _finite(facts: Facts, mask: onnx_ir.Value) -> bool:
         return all(_finite(facts, value) for value in node.inputs[1:])
     array = facts.const(mask)
     return array is not None and bool(np.isfinite(array).all())
+
+
+def _dims(facts: Facts, value: onnx_ir.Value) -> tuple[Any, ...]:
+    """The dims of a value that is known to have 4."""
+    shape = facts.shape(value)
+    assert shape is not None
+    return shape
 
 
 def _text(shape: tuple[Dim, ...]) -> str:

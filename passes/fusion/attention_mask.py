@@ -23,11 +23,11 @@ def grid_gather(rw: Rewriter, node: onnx_ir.Node):
     join = ops.made_by(indices, "Concat")
     if join is None or len(join.inputs) != 2 or attribute(join, "axis", facts) not in (-1, len(result)):
         return None
-    counts = [_count_of(facts, part, len(result)) for part in join.inputs]
-    if None in counts:
+    counts = [found for part in join.inputs if (found := _count_of(facts, part, len(result))) is not None]
+    if len(counts) != 2:
         return "rows and columns must be counted from 0, each along one axis"
     (rows, row_axis), (columns, column_axis) = counts
-    lengths = [facts.shape(count)[0] for count in (rows, columns)]
+    lengths = [dims[0] for count in (rows, columns) if (dims := facts.shape(count)) is not None]
     wanted: list[Dim] = [1] * len(result)
     wanted[row_axis], wanted[column_axis] = lengths
     if row_axis >= column_axis or result != tuple(wanted):

@@ -63,7 +63,7 @@ def _table_problem(facts: Facts, table: onnx_ir.Value, heads: tuple[Dim, ...]) -
     return None if _mirrored(facts, table, heads[3]) else "the two halves of the table must provably be equal"
 
 
-def _mirrored(facts: Facts, table: onnx_ir.Value, size: Dim) -> bool:
+def _mirrored(facts: Facts, table: onnx_ir.Value | None, size: Dim) -> bool:
     """Whether both halves of the last axis of a table are equal."""
     while (node := made_by(table, "Unsqueeze", "Cast", "Cos", "Sin", "Mul", "Gather", "Identity")) is not None:
         if node.op_type == "Mul" and facts.scalar(node.inputs[1]) is None:
