@@ -64,10 +64,14 @@ def test_a_signal_in_the_middle(vit: Path, tmp_path: Path, number: int, code: in
     assert vit.read_bytes() == before
 
 
-def test_a_reader_that_goes_away(vit: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away(vit: Path, unbuffered: str) -> None:
     """What ``optc inspect model.onnx --nodes | head -1`` does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "optc", "inspect", str(vit), "--nodes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "optc", "inspect", str(vit), "--nodes"],
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
