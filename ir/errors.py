@@ -44,6 +44,15 @@ class DataError(OptcError):
 class OutputError(OptcError):
     """The result cannot be written."""
 
+    @classmethod
+    def of(cls, error: OSError, path: object) -> OutputError:
+        """What the operating system said about a file that was to be written."""
+        return cls(
+            f"cannot write the file: {error.strerror}",
+            where=str(path),
+            hint="check that the folder exists, is writable and has room",
+        )
+
 
 class BackendError(OptcError):
     """A backend is not there, or cannot do what was asked of it."""

@@ -82,11 +82,7 @@ def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool |
         for source, target in zip(reversed(temporary), reversed(files), strict=True):
             os.replace(source, target)
     except OSError as error:
-        raise OutputError(
-            f"cannot write the file: {error.strerror}",
-            where=str(path),
-            hint="check that the folder exists, is writable and has room",
-        ) from error
+        raise OutputError.of(error, path) from error
     except (ValueError, google.protobuf.message.EncodeError) as error:
         raise OutputError(f"the model cannot be written as ONNX: {error}", where=str(path)) from error
     finally:

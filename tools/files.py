@@ -55,11 +55,7 @@ def _write(path: Path, work: Callable[[Path], Any]) -> None:
         work(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(
-            f"cannot write the file: {error.strerror}",
-            where=str(path),
-            hint="check that the folder exists, is writable and has room",
-        ) from error
+        raise OutputError.of(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
