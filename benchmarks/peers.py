@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ HERE = Path(__file__).resolve().parent
 HARNESS = HERE / "harness"
 RESULTS = HERE / "results"
 WRONG = 1e-3  # relative L2 error beyond which a result is no longer a matter of rounding
-HEADER = ("optimizer", "nodes", "bytes", "seconds", "peak MiB", "error", "median ms", "IQR ms", "speed")
+HEADER = ("optimizer", "nodes", "bytes", "seconds", "peak MiB", "error")
+TIMING = ("median ms", "IQR ms", "speed")
 
 
 @dataclass
@@ -39,7 +41,7 @@ class Row:
     problem: str | None = None
     size: int | None = None
     check: dict[str, Any] = field(default_factory=dict)
-    latency: dict[str, Any] = field(default_factory=dict)
+    latency: list[dict[str, Any]] = field(default_factory=list)  # one for each setting of the dynamic dims
 
     def cells(self) -> list[str]:
         """The row of the table; a failure takes the place of what it prevented."""
@@ -50,7 +52,6 @@ class Row:
             shown = "-"
         else:
             shown = "exact" if error == 0 else f"{error:.1e}" if error <= WRONG else f"WRONG {error:.1e}"
-        timing = self.latency
         return [
             self.name,
             _shown(self.check.get("nodes"), "d"),
@@ -58,10 +59,29 @@ class Row:
             _shown(self.outcome and self.outcome.seconds, ".2f"),
             _shown(self.outcome and self.outcome.peak_bytes / 2**20, ".0f"),
             shown,
-            timing.get("problem") or _shown(timing.get("median_ms"), ".3f"),
-            _shown(timing.get("iqr_ms"), ".3f"),
-            f"{timing['speed']:.2f}x" if "speed" in timing else "-",
+            *(cell for timing in self.latency for cell in _timing_cells(timing)),
         ]
+
+
+@dataclass
+class Comparison:
+    """All rows of one model, the original first, and the settings of the dims at which they were timed."""
+
+    rows: list[Row]
+    settings: list[dict[str, int]]
+
+    def varied(self) -> list[str]:
+        """What tells the settings apart, as in ``seq=8``; one empty text if there is one setting only."""
+        names = {name for dims in self.settings for name in dims if len({d.get(name) for d in self.settings}) > 1}
+        return [",".join(f"{name}={dims[name]}" for name in sorted(names & set(dims))) for dims in self.settings]
+
+
+def _timing_cells(timing: dict[str, Any]) -> list[str]:
+    return [
+        timing.get("problem") or _shown(timing.get("median_ms"), ".3f"),
+        _shown(timing.get("iqr_ms"), ".3f"),
+        f"{timing['speed']:.2f}x" if "speed" in timing else "-",
+    ]
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -80,7 +100,11 @@ def measure(contender: Contender, model: Path, folder: Path, options: argparse.N
         row.problem = "not installed"
         return row
     folder.mkdir()
-    row.outcome = run_measured(contender.command(python, model, row.path), options.timeout, cwd=folder)
+    row.outcome = run_measured(
+        contender.command(python, model, row.path, options.model_types.get(model.name, "bert")),
+        options.timeout,
+        cwd=folder,
+    )
     row.problem = row.outcome.failure
     if row.problem is None and not row.path.exists():
         row.problem = "wrote no file"
@@ -93,38 +117,36 @@ def check(row: Row, model: Path, scratch: Path, options: argparse.Namespace) -> 
     """Count nodes and compare outputs; the findings go into ``row``."""
     out = scratch / "check.json"
     out.unlink(missing_ok=True)
-    dims = [f"{name}={size}" for name, size in options.dims.items()]
+    dims = [f"{name}={size}" for name, size in options.settings[-1].items()]
     done = run_measured([sys.executable, HARNESS / "check.py", model, row.path, out, *dims], options.timeout)
     row.check = json.loads(out.read_text()) if out.exists() else {"problem": f"check failed: {done.failure}"}
 
 
-def time_all(rows: list[Row], scratch: Path, options: argparse.Namespace) -> None:
-    """Interleaved latency of every result that runs; the first row is the original."""
+def time_all(rows: list[Row], scratch: Path, options: argparse.Namespace) -> list[dict[str, int]]:
+    """Interleaved latency of every result that runs, at the settings that differ for this model."""
     runnable = {row.name: row for row in rows if row.problem is None and not row.check.get("problem")}
     spec, out = scratch / "spec.json", scratch / "latency.json"
-    models = {name: str(row.path) for name, row in runnable.items()}
-    budget = options.seconds * len(models)
-    spec.write_text(
-        json.dumps(
-            {
-                "models": models,
-                "dims": options.dims,
-                "threads": options.threads,
-                "seconds": budget,
-                "rounds": options.rounds,
-            }
-        )
-    )
-    done = run_measured([sys.executable, HARNESS / "latency.py", spec, out], options.timeout + budget)
-    timings = json.loads(out.read_text()) if out.exists() else {}
-    for name, row in runnable.items():
-        row.latency = timings.get(name, {"problem": done.failure or "no timing"})
+    budget = options.seconds * len(runnable)
+    wanted = {
+        "models": {name: str(row.path) for name, row in runnable.items()},
+        "settings": options.settings,
+        "threads": options.threads,
+        "seconds": budget,
+        "rounds": options.rounds,
+    }
+    spec.write_text(json.dumps(wanted))
+    limit = options.timeout + budget * len(options.settings)
+    done = run_measured([sys.executable, HARNESS / "latency.py", spec, out], limit)
+    failed = [{"dims": {}, "models": {name: {"problem": done.failure or "no timing"} for name in runnable}}]
+    timings = json.loads(out.read_text()) if out.exists() else failed
+    for row in rows:
+        row.latency = [timing["models"].get(row.name, {}) for timing in timings]
+    return [timing["dims"] for timing in timings]
 
 
-def compare(model: Path, options: argparse.Namespace) -> list[Row]:
-    """All rows of one model, the original first."""
+def compare(model: Path, options: argparse.Namespace) -> Comparison:
     original = Row("original", model, size=sum(p.stat().st_size for p in model.parent.glob(f"{model.name}*")))
-    rows = [original]
+    rows, settings = [original], []
     with tempfile.TemporaryDirectory(prefix="peers-", dir=options.scratch) as name:
         scratch = Path(name)
         for contender in options.contenders:
@@ -135,27 +157,64 @@ def compare(model: Path, options: argparse.Namespace) -> list[Row]:
                 check(row, model, scratch, options)
         if options.latency and not original.check.get("problem"):
             print("  latency ...", end="", file=sys.stderr, flush=True)
-            time_all(rows, scratch, options)
+            settings = time_all(rows, scratch, options)
     print(file=sys.stderr)
-    return rows
+    return Comparison(rows, settings)
 
 
-def table(rows: list[Row]) -> str:
-    """A markdown table that also reads well as plain text."""
-    lines = [list(HEADER), *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+def table(comparison: Comparison) -> str:
+    """One line for each optimizer."""
+    heads = [f"{head} {setting}".rstrip() for setting in comparison.varied() for head in TIMING]
+    return markdown([[*HEADER, *heads], *(row.cells() for row in comparison.rows)])
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A markdown table that also reads well as plain text; short lines are filled up."""
+    full = [[*line, *["-"] * (len(lines[0]) - len(line))] for line in lines]
+    widths = [max(len(line[column]) for line in full) for column in range(len(lines[0]))]
     shown = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in full
     ]
     shown.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(shown)
+
+
+def nodes_of_all(found: dict[str, Comparison]) -> str:
+    """Nodes of every model by every optimizer."""
+    names = [row.name for row in next(iter(found.values())).rows]
+    return markdown(
+        [["model", *names]]
+        + [[name, *(_shown(row.check.get("nodes"), "d") for row in one.rows)] for name, one in found.items()]
+    )
+
+
+def speeds_of_all(found: dict[str, Comparison]) -> str:
+    """Speed of every optimizer's results, each model at each setting, with the geometric mean over all that ran."""
+    names = [row.name for row in next(iter(found.values())).rows][1:]
+    lines, all_speeds = [], {name: [] for name in names}
+    for model, one in found.items():
+        for at, setting in enumerate(one.varied()):
+            speeds = [row.latency[at].get("speed") if at < len(row.latency) else None for row in one.rows[1:]]
+            for name, speed in zip(names, speeds, strict=True):
+                all_speeds[name] += [] if speed is None else [speed]
+            lines.append([f"{model} {setting}".rstrip(), *(_shown(speed, ".2f") for speed in speeds)])
+    means = [_shown(statistics.geometric_mean(speeds) if speeds else None, ".3f") for speeds in all_speeds.values()]
+    return markdown([["model", *names], *lines, ["geometric mean", *means]])
+
+
+def summary(found: dict[str, Comparison]) -> dict[str, str]:
+    """Tables over all models, by title."""
+    tables = {"nodes": nodes_of_all(found)}
+    if any(one.settings for one in found.values()):
+        tables["speed against the original"] = speeds_of_all(found)
+    return tables
 
 
 def document(tables: dict[str, str], options: argparse.Namespace) -> str:
     """The stored form: what was measured, where, when, with what, and the command that repeats it."""
     known = machine.describe()
     packages = sorted({pair for found in options.versions.values() for pair in found.items()})
-    inputs = ", ".join(f"{name}={size}" for name, size in options.dims.items()) or "1 for leading dims, 64 for others"
+    inputs = " ".join(options.dim) or "1 for leading dims, 64 for others"
     lines = [
         f"# Peers: {options.store}",
         "",
@@ -186,13 +245,31 @@ def public(arguments: list[str]) -> list[str]:
     return [Path(part).name if part.startswith(("/", "~")) else part for part in arguments]
 
 
+def settings(given: list[str]) -> list[dict[str, int]]:
+    """The n-th sizes of all dims together, for each n; a dim with one size keeps it.
+
+    Raises:
+        ValueError: A size is no number, or two dims have several sizes and not as many.
+    """
+    sizes = {name: [int(size) for size in text.split(",")] for name, text in (entry.split("=") for entry in given)}
+    count = max((len(several) for several in sizes.values()), default=1)
+    if any(len(several) not in (1, count) for several in sizes.values()):
+        raise ValueError("sizes do not pair up")
+    return [{name: several[min(at, len(several) - 1)] for name, several in sizes.items()} for at in range(count)]
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, help=".onnx files, or folders of them")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter in which the peers are installed")
     parser.add_argument("--only", default="", help="contenders to run, by name, separated by commas")
     parser.add_argument("--optc-options", default="-O2 --target=cpu --verify=off --no-measure")
-    parser.add_argument("--dim", action="append", default=[], metavar="NAME=SIZE", help="size of a dynamic dim")
+    parser.add_argument(
+        "--dim", action="append", default=[], metavar="NAME=SIZE[,SIZE...]", help="sizes of a dynamic dim to time at"
+    )
+    parser.add_argument(
+        "--model-type", action="append", default=[], metavar="FILE=TYPE", help="what to tell ort-transformers"
+    )
     parser.add_argument("--no-latency", dest="latency", action="store_false")
     parser.add_argument("--seconds", type=float, default=10, help="time per contender and model to spend on latency")
     parser.add_argument("--rounds", type=int, default=300, help="most runs per contender and model")
@@ -202,9 +279,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--store", metavar="NAME", help="write benchmarks/results/NAME.md")
     options = parser.parse_args(arguments)
     try:
-        options.dims = {name: int(size) for name, size in (entry.split("=") for entry in options.dim)}
+        options.settings = settings(options.dim)
     except ValueError:
-        parser.error("--dim wants NAME=SIZE")
+        parser.error("--dim wants NAME=SIZE or NAME=SIZE,SIZE..., with as many sizes wherever there are several")
+    options.model_types = dict(entry.split("=", 1) for entry in options.model_type)
     known = contenders(options.optc_options)
     wanted = [name for name in options.only.split(",") if name] or [contender.name for contender in known]
     if unknown := set(wanted) - {contender.name for contender in known}:
@@ -220,15 +298,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    tables = {}
+    found = {}
     for model in options.models:
         print(f"{model.name}:", end="", file=sys.stderr, flush=True)
-        tables[model.name] = table(compare(model, options))
-        print(f"\n{model.name}\n{tables[model.name]}", flush=True)
+        found[model.name] = compare(model, options)
+        print(f"\n{model.name}\n{table(found[model.name])}", flush=True)
+    overall = summary(found) if len(found) > 1 else {}
+    for title, text in overall.items():
+        print(f"\n{title}\n{text}", flush=True)
     if options.store:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{options.store}.md"
-        path.write_text(document(tables, options))
+        path.write_text(document(overall | {name: table(one) for name, one in found.items()}, options))
         print(f"\nstored in {path}")
     return 0
 

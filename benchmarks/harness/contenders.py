@@ -11,15 +11,15 @@ _LIBRARY = Path(__file__).with_name("libraries.py")
 
 @dataclass(frozen=True)
 class Contender:
-    """``arguments`` follow the interpreter; ``{model}`` and ``{out}`` stand for the two paths."""
+    """``arguments`` follow the interpreter; ``{model}``, ``{out}`` and ``{type}`` stand for the paths and its kind."""
 
     name: str
     package: str
     arguments: tuple[str, ...]
     is_peer: bool = True
 
-    def command(self, python: str, model: Path, out: Path) -> list[str]:
-        return [python, *(part.format(model=model, out=out) for part in self.arguments)]
+    def command(self, python: str, model: Path, out: Path, model_type: str) -> list[str]:
+        return [python, *(part.format(model=model, out=out, type=model_type) for part in self.arguments)]
 
 
 def contenders(optc_options: str) -> tuple[Contender, ...]:
@@ -30,6 +30,10 @@ def contenders(optc_options: str) -> tuple[Contender, ...]:
         Contender("onnxruntime", "onnxruntime", ("-P", str(_LIBRARY), "onnxruntime", "{model}", "{out}"), False),
         Contender("onnxsim", "onnxsim", ("-m", "onnxsim", "{model}", "{out}")),
         Contender("onnxslim", "onnxslim", ("-m", "onnxslim", "{model}", "{out}")),
+        # It wants to be told what kind of model it has; "bert" is its default.
+        Contender(
+            "ort-transformers", "onnxruntime", ("-P", str(_LIBRARY), "transformers", "{model}", "{out}", "{type}")
+        ),
         Contender("onnxscript", "onnxscript", ("-P", str(_LIBRARY), "onnxscript", "{model}", "{out}")),
     )
 

@@ -1,4 +1,4 @@
-"""Call the optimizers that have no command line of their own:  python libraries.py NAME MODEL OUT
+"""Call the optimizers that have no command line of their own:  python libraries.py NAME MODEL OUT [OPTION]
 
 Runs in the interpreter of the peer, so it needs that peer and nothing of optc.
 """
@@ -39,8 +39,19 @@ def onnxscript_optimize_and_rewrite(model: str, out: str) -> None:
     onnx_ir.save(graph, out, external_data=f"{Path(out).name}.data" if weight_bytes(model) > EMBEDDABLE else None)
 
 
-LIBRARIES = {"onnxruntime": onnxruntime_extended, "onnxscript": onnxscript_optimize_and_rewrite}
+def onnxruntime_transformers(model: str, out: str, model_type: str) -> None:
+    """Graph fusions only; the heads are left for it to find in the graph, as its documentation advises."""
+    optimizer = importlib.import_module("onnxruntime.transformers.optimizer")
+    result = optimizer.optimize_model(model, model_type=model_type, num_heads=0, hidden_size=0, opt_level=0)
+    result.save_model_to_file(out, use_external_data_format=weight_bytes(model) > EMBEDDABLE)
+
+
+LIBRARIES = {
+    "onnxruntime": onnxruntime_extended,
+    "transformers": onnxruntime_transformers,
+    "onnxscript": onnxscript_optimize_and_rewrite,
+}
 
 if __name__ == "__main__":
-    name, model, out = sys.argv[1:]
-    LIBRARIES[name](model, out)
+    name, *arguments = sys.argv[1:]
+    LIBRARIES[name](*arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -118,6 +119,24 @@ def test_one_run_prints_every_column() -> None:
     assert float(median) > 0
     assert float(iqr) >= 0
     assert float(speed.removesuffix("x")) > 0
+
+
+def test_every_setting_is_timed_and_summed_up() -> None:
+    vit = CNN.with_name("vit.onnx")
+    done = peers(CNN, vit, "--only", "onnxruntime", "--seconds", "0.1", "--threads", "1", "--dim", "batch=1,3")
+    assert done.returncode == 0, done.stderr
+    assert "speed batch=1" in done.stdout
+    table = rows(done.stdout)
+    speeds = [float(table[f"{name} batch={size}"][0]) for name in ("cnn.onnx", "vit.onnx") for size in (1, 3)]
+    assert float(table["geometric mean"][0]) == pytest.approx(statistics.geometric_mean(speeds), abs=0.01)
+    assert int(table["cnn.onnx"][1]) < int(table["cnn.onnx"][0]) == 25
+
+
+@pytest.mark.parametrize("dims", [["seq=8,x"], ["seq"], ["seq=8,16", "other=1,2,3"]])
+def test_sizes_that_do_not_pair_up_are_refused(dims: list[str]) -> None:
+    done = peers(CNN, *(part for dim in dims for part in ("--dim", dim)))
+    assert done.returncode == 2
+    assert "--dim wants" in done.stderr
 
 
 def test_a_contender_that_fails_keeps_its_row() -> None:
