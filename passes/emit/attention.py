@@ -14,7 +14,7 @@ from optc.ir.rewriter import Rewriter
 
 def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """The kernel wants flat queries, an additive mask with a row per query, and joins the heads to 3 dims."""
-    query, key, value, bias, padding, mask = (*call.inputs, None, None, None)[:6]
+    query, key, value, mask = (*call.inputs, None)[:4]
     heads, scale = call.attributes["num_heads"].as_int(), call.attributes["scale"].as_float()
     guarded, shown = "guarded" in call.attributes, None
     if mask is not None:
@@ -25,11 +25,8 @@ def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Valu
     if rw.facts.rank(query) == 4:
         _, count, _, size = _dims(rw.facts, query)
         query = ops.reshape(rw, ops.transpose(rw, query, (0, 2, 1, 3)), (0, 0, count * size))
-    if bias is None:
-        (query, key, value), bias = _without_biases(rw, (query, key, value))
-    inputs = [query, key, value, bias, padding, mask]
-    while inputs[-1] is None:
-        inputs.pop()
+    (query, key, value), bias = _without_biases(rw, (query, key, value))
+    inputs = (query, key, value, bias, None, mask)
     result = rw.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=heads, scale=scale)
     if shown is not None:
         result = rw.op("Where", shown, result, rw.constant(np.array(0, rw.facts.dtype(result).numpy()), "zero"))

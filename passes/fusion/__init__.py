@@ -3,9 +3,9 @@
 A fused op is a model-local function ``optc::X`` whose body is the sub-graph that was matched. Inputs and attributes,
 in this order, are those of the operator that usually realises it; an input that a match does not have is left out.
 
-==================================  ===================================  ====================================
+==================================  ===================================  ==========================================
 op                                  inputs                               attributes
-==================================  ===================================  ====================================
+==================================  ===================================  ==========================================
 Gelu, FastGelu                      x
 QuickGelu                           x                                    alpha
 BiasGelu, BiasFastGelu              x, bias
@@ -22,13 +22,12 @@ FusedMatMul                         a, b                                 alpha, 
 DynamicQuantizeMatMul               x, b, b_scale, b_zero, bias
 MatMulIntegerToFloat                a, b, a_scale, b_scale, a_zero,
                                     b_zero, bias
-MultiHeadAttention                  q, k, v, bias, padding, mask         num_heads, scale, fill, hidden, guarded
+Attention                           q, k, v, mask, past_key,             num_heads, kv_num_heads, scale, fill, hidden,
+                                    past_value                           guarded
 RotaryEmbedding                     x, position, cos, sin                interleaved
-==================================  ===================================  ====================================
+==================================  ===================================  ==========================================
 
-MultiHeadAttention reads queries as (B, S, N * H) or as heads (B, N, S, H), keys and values both in the one or both in
-the other form; it returns (B, S, N * V) or the same as a matrix. A boolean mask comes with the number that replaces the
-scores that it hides, and with the truth value that hides them.
+What Attention reads and returns is told in ``attention.py``.
 
 The Skip ops have a second output, the residual sum, where it is read elsewhere.
 """

@@ -3,6 +3,31 @@
 ``softmax(scale * Q @ K^T + mask) @ V`` over heads, from the projections to where the heads are joined again. Scales may
 stand on either operand, be split between both or follow the product; the mask is added or selected by a condition; a
 guard may replace NaN by zero where a row is hidden altogether.
+
+The fused op ``optc::Attention`` has the inputs of ONNX's ``Attention`` (opset 23), in its order; one in the middle that
+a match does not have is absent, at the end it is left out. B: batch, N: heads of queries, M: heads of keys and values
+(N is a multiple of M; head i of the queries reads head i // (N / M)), S: queries, T: keys, P: keys in the past.
+
+===========  =====================================================================================================
+q            queries, flat (B, S, N * H) or split into heads (B, N, S, H)
+k, v         keys and values, flat (B, T, M * H), (B, T, M * V) or heads (B, M, T, H), (B, M, T, V); both alike
+mask         added to the scaled scores, or boolean (then ``fill`` and ``hidden`` are set); up to 4 dims, broadcast to
+             (B, N, S, P + T) and no further
+past_key     (B, M, P, H), what stands before the keys; with it
+past_value   (B, M, P, V), what stands before the values
+===========  =====================================================================================================
+
+============  ====================================================================================================
+num_heads     N
+kv_num_heads  M
+scale         factor of the scores
+fill          only with a boolean mask: the number that replaces a score that it hides
+hidden        only with a boolean mask: 1 if true hides, 0 if false does
+guarded       1 if a row that minus infinity hides altogether gives 0 (and not NaN); absent otherwise
+============  ====================================================================================================
+
+It returns the joined heads, (B, S, N * V) or the matrix (B * S, N * V), and where they are read elsewhere the present
+keys (B, M, P + T, H) and the present values (B, M, P + T, V). All floats are of one type.
 """
 
 from __future__ import annotations
@@ -85,7 +110,7 @@ def _attention_attributes(found: Match) -> dict[str, Any] | str:
             return reason
     batch, heads, queries, _ = _dims(facts, found.q_heads)
     keys = _dims(facts, found.k_across)[3]
-    attributes = {"num_heads": heads, "scale": _scale(found)}
+    attributes = {"num_heads": heads, "kv_num_heads": heads, "scale": _scale(found)}
     if "mask" not in found.bindings:
         return attributes
     reason = _mask_shape(facts, found.mask, (batch, heads, queries, keys)) or _mask_meaning(found)
@@ -218,8 +243,8 @@ def _text(shape: tuple[Dim, ...]) -> str:
 
 @fusion(
     "attention",
-    "MultiHeadAttention",
-    inputs=("q", "k", "v", "bias", "padding", "mask"),
+    "Attention",
+    inputs=("q", "k", "v", "mask"),
     attributes=_attention_attributes,
 )
 def attention(p, q, k, v, mask):
