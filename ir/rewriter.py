@@ -15,6 +15,7 @@ import onnx_ir
 
 from optc.ir.errors import PassError
 from optc.ir.facts import Facts
+from optc.ir.journal import Journal
 from optc.ir.mapped import named
 from optc.ir.verify import subgraphs
 
@@ -39,11 +40,13 @@ class Rewriter:
     Args:
         model: The model to change.
         facts: What is known about its values; derived when not given.
+        journal: Numbers the changes and may limit them.
     """
 
-    def __init__(self, model: onnx_ir.Model, facts: Facts | None = None) -> None:
+    def __init__(self, model: onnx_ir.Model, facts: Facts | None = None, journal: Journal | None = None) -> None:
         self.model = model
         self.facts = facts or Facts(model)
+        self.journal = journal or Journal()
         self.listeners: list[Listener] = []
         self.changes = 0
         self._names = {name for graph in model.graphs() for name in _value_names(graph)}
@@ -58,14 +61,25 @@ class Rewriter:
 
     @contextlib.contextmanager
     def at(self, anchor: onnx_ir.Node, rule: str, nodes: Iterable[onnx_ir.Node] = ()) -> Iterator[None]:
-        """Insert before ``anchor`` and stamp what is inserted as made by ``rule`` from ``nodes`` (and the anchor)."""
+        """Insert before ``anchor`` and stamp what is inserted as made by ``rule`` from ``nodes`` (and the anchor).
+
+        The outermost of nested blocks is one application in the journal, if something was changed in it or it failed.
+        """
         previous = self._anchor, self._rule, self._sources
+        outermost, changes = self._anchor is None, self.changes
+        if outermost:
+            self.journal.begin()
         self._anchor, self._rule = anchor, rule
         self._sources = tuple(dict.fromkeys(name for node in (*nodes, anchor) for name in sources(node)))
+        concerned = self._sources
+        failed = True
         try:
             yield
+            failed = False
         finally:
             self._anchor, self._rule, self._sources = previous
+            if outermost and (failed or self.changes != changes):
+                self.journal.end(rule, concerned)
 
     def opset(self, domain: str = "") -> int:
         """The version of a domain that the model imports; 0 if it imports none."""

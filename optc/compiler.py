@@ -19,6 +19,7 @@ from optc.environment import Environment
 from optc.inputs import symbols
 from optc.ir.errors import OptcError, OutputError, UsageError
 from optc.ir.functions import expanded, has_fused_ops
+from optc.ir.journal import Journal
 from optc.ir.model import ModelSource, load
 from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
@@ -121,6 +122,8 @@ class _Compile:
         )
         if self.target.kind != "cpu":
             report.notes.append(f"built for {self.target.name}, which is not here: the result was only run on this CPU")
+        if self.options.stop_after is not None:
+            report.notes.append(f"stopped after {self.options.stop_after} applications of rewrites, as asked")
         if self.options.measure:
             self.progress.start("measure")
             report.latency = measure.latency(result.model)
@@ -177,6 +180,7 @@ class _Compile:
             before=before,
             after=dumps,
             strict=self.options.strict,
+            journal=Journal(self.options.stop_after),
         )
         self.progress.start(stage, len(list(leaves(self.pipeline))))
         result = manager.run(original.clone(), self.pipeline)

@@ -5,10 +5,8 @@ Lossy passes get a :class:`Measure` as their "measure" service; nothing lossy is
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,10 +17,11 @@ import onnx_ir
 
 from optc.backends import timing
 from optc.backends.ort import Session
+from optc.callables import find_callable
 from optc.inputs import draw_inputs, input_specs, usual_bindings
 from optc.ir.errors import DataError, OptcError, UsageError
 from optc.ir.targets import Target
-from optc.options import Metric, Options
+from optc.options import Options
 from optc.report import Latency
 from optc.samples import Sample, check_sample, load_labelled
 
@@ -61,7 +60,7 @@ class Measure:
     def __init__(self, original: onnx_ir.Model, target: Target, options: Options) -> None:
         self.original, self.target, self.options = original, target, options
         self.max_error = options.max_error
-        self._metric = _find_metric(options.metric) if options.metric is not None else None
+        self._metric = find_callable(options.metric, "metric") if options.metric is not None else None
 
     @cached_property
     def why_not(self) -> str | None:
@@ -255,29 +254,3 @@ def _joined(arrays: list[Any]) -> Any:
     if all(isinstance(a, np.ndarray) and a.ndim and a.shape[1:] == arrays[0].shape[1:] for a in arrays):
         return np.concatenate(arrays)
     return arrays
-
-
-def _find_metric(metric: str | Metric) -> Callable[..., float]:
-    """The callable that ``module:function`` names; the module may lie in the current folder.
-
-    Raises:
-        UsageError: There is no such function.
-    """
-    if callable(metric):
-        return metric
-    module, _, function = metric.partition(":")
-    if not function:
-        raise UsageError(f"metric is written module:function, not {metric!r}")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # it is the user's module, and may fail in any way
-        raise UsageError(
-            f"cannot import the metric {metric!r}: {type(error).__name__}: {error}", hint="is it in this folder?"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not callable(found):
-        raise UsageError(f"the metric {metric!r} is not a function")
-    return found

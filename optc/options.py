@@ -37,6 +37,8 @@ class Options:
         seed: Seed of everything that is drawn.
         measure: Time the result against the original.
         dump_dir: Folder to write the graph to after every pass that changed it.
+        stop_after: Make only this many applications of rewrites, in the order in which a compile makes them; None for
+            all. It replays the beginning of a compile, for finding a faulty rewrite.
         strict: Let the error of a pass end the compile instead of going on without the pass (for pass authors).
     """
 
@@ -55,6 +57,7 @@ class Options:
     seed: int = 0
     measure: bool = False
     dump_dir: Path | None = None
+    stop_after: int | None = None
     strict: bool = False
 
     @classmethod
@@ -88,6 +91,8 @@ class Options:
             raise UsageError(f"verify is off, final or each, not {self.verify!r}")
         if not 0 < self.max_error < 1:
             raise UsageError(f"max_error is a share between 0 and 1, not {self.max_error!r}")
+        if self.stop_after is not None and self.stop_after < 0:
+            raise UsageError(f"stop_after is a number of applications, not {self.stop_after!r}")
         if (self.metric is None) != (self.max_drop is None):
             raise UsageError(
                 "metric and max_drop belong together", hint="give both, as in --metric m:f --max-drop 0.5%"
@@ -126,5 +131,6 @@ _KINDS: dict[str, type] = {
     "shapes": Mapping,
     "seed": numbers.Integral,
     "measure": bool,
+    "stop_after": numbers.Integral,
     "strict": bool,
 }

@@ -73,6 +73,7 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
     ctx.rewriter.listeners.append(worklist)
     try:
         while (node := worklist.pop()) is not None:
+            ctx.rewriter.journal.begin()  # at the end of a replay not even a rule that only looks is run any more
             for rule in index.get((node.domain, node.op_type), ()):
                 if rule.name in off:
                     continue

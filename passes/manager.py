@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir
 
 from optc.ir.errors import OptcError, UsageError
+from optc.ir.journal import Journal, LimitReached
 from optc.ir.matcher import Miss
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import Target, suggestion
@@ -96,6 +97,7 @@ class PassManager:
         before: Called with each pass before it runs (progress).
         after: Called with the model and the record of each pass that ran (dumps).
         strict: Raise what a pass raises instead of rolling it back (for the developers of passes).
+        journal: Numbers all applications; where it has a limit, the pipeline ends when that is reached.
     """
 
     target: Target
@@ -104,6 +106,7 @@ class PassManager:
     before: Callable[[Pass], None] = lambda item: None
     after: Callable[[onnx_ir.Model, PassRecord], None] = lambda model, record: None
     strict: bool = False
+    journal: Journal = field(default_factory=Journal)
 
     def run(self, model: onnx_ir.Model, pipeline: Pipeline) -> PipelineResult:
         """Run a pipeline on a model, which is changed in place unless a pass had to be rolled back.
@@ -131,7 +134,8 @@ class _Run:
         self._settled: set[str] = set()
 
     def _context(self, model: onnx_ir.Model) -> PassContext:
-        return PassContext(Rewriter(model), self.manager.target, self.manager.services, rules=self.rules)
+        rewriter = Rewriter(model, journal=self.manager.journal)
+        return PassContext(rewriter, self.manager.target, self.manager.services, rules=self.rules)
 
     def items(self, pipeline: Pipeline) -> bool:
         changed = False
@@ -148,7 +152,8 @@ class _Run:
     def one(self, item: Pass) -> bool:
         """Run one pass; whether the graph was changed and stayed so."""
         text = print_pass(item)
-        if text in self.guilty or text in self._settled:
+        journal = self.manager.journal
+        if text in self.guilty or text in self._settled or journal.exhausted:
             return False
         record = self.records.setdefault(text, PassRecord(item.name, text, item.numerics))
         self.manager.before(item)
@@ -159,9 +164,12 @@ class _Run:
         rewriter, changes = self.ctx.rewriter, self.ctx.rewriter.changes
         self.ctx.hits, self.ctx.places, self.ctx.misses = {}, {}, {}
         self.ctx.remarks, self.ctx.decisions = [], []
+        journal.step, numbered = text, len(journal.applications)
         start = time.perf_counter()
         try:
             item.run(self.ctx)
+            problem = None
+        except LimitReached:
             problem = None
         except OptcError as error:
             if self.manager.strict or isinstance(error, UsageError):
@@ -173,6 +181,8 @@ class _Run:
             problem = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
         record.seconds += time.perf_counter() - start
         made = self.ctx.rewriter.changes - changes if self.ctx.rewriter is rewriter else 1
+        if made and len(journal.applications) == numbered:
+            journal.end(item.name)  # a pass that is not made of rules counts as one application
         start = time.perf_counter()
         if problem is None and made:
             problem = self._broken(item)

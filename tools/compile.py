@@ -35,6 +35,9 @@ from optc.tools.parameters import FILE, common, seed_option, shape_option
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
 @click.option("--print-pipeline", is_flag=True, help="Print the pipeline, as --passes takes it, and do nothing else.")
 @click.option("--print-after-all", type=FILE, metavar="FOLDER", help="Write the graph there after every change.")
+@click.option(
+    "--stop-after", type=click.IntRange(0), metavar="N", help="Make only the first N rewrites; see 'optc bisect'."
+)
 @click.option("--time-passes", is_flag=True, help="Show the time of every pass.")
 @click.option("--calib", type=FILE, help="Calibration inputs: an .npz file, or a folder of them.")
 @click.option("--metric", metavar="MODULE:FUNCTION", help="Your task metric, called with (outputs, labels).")

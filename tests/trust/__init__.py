@@ -1,0 +1,1 @@
+"""Bugs planted on purpose: what verification catches, what a search finds."""
