@@ -22,6 +22,7 @@ from optc.passes.fusion import (
     pad,
     quantized,
     rotary,
+    rows,
 )
 from optc.passes.rule import Rule
 
@@ -32,6 +33,7 @@ _BROADCASTING_SINCE = 7
 PHASES: tuple[tuple[Rule, ...], ...] = (
     *quantized.PHASES,
     (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose, *attention_mask.RULES, *rotary.RULES),
+    rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
     (norm.layer_norm_no_bias, norm.rms_norm, gemm.gemm_activation, conv.conv_add, matmul.scaled_matmul),
     (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
