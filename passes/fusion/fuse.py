@@ -20,6 +20,7 @@ from optc.passes.fusion import (
     matmul,
     norm,
     pad,
+    qdq,
     quantized,
     rotary,
     rows,
@@ -32,6 +33,7 @@ _BROADCASTING_SINCE = 7
 #: larger comes before what could take a part of it away.
 PHASES: tuple[tuple[Rule, ...], ...] = (
     *quantized.PHASES,
+    *qdq.PHASES,
     (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose, *attention_mask.RULES, *rotary.RULES),
     rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
