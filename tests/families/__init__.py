@@ -1,0 +1,1 @@
+"""Models of the families that people ship, as exporters write them, and what optc makes of each."""
