@@ -18,7 +18,7 @@ from optc.backends.ort import Session
 from optc.input_roles import input_roles
 from optc.inputs import Bindings, dimension_bindings, draw_inputs, fallback_bindings, input_specs
 from optc.ir.errors import OptcError
-from optc.numeric import Comparison, OutputDiff, Tolerance, coarsest_float, compare_outputs, tolerance
+from optc.numeric import Comparison, OutputDiff, Tolerance, coarsest_float, compare_outputs, quantizes, tolerance
 from optc.passes.base import Numerics
 from optc.randomness import random_outputs
 from optc.samples import check_sample
@@ -153,7 +153,7 @@ class Reference:
         self._outputs = tuple(ValueSpec.of(value) for value in model.graph.outputs)
         self._random = random_outputs(model)
         self._dtype = coarsest_float(model)
-        self._quantized = _quantizes(model)
+        self._quantized = quantizes(model)
         self.runs: list[Run] = []
         self.skipped: list[Skipped] = []
         self.trouble: str | None = None
@@ -281,8 +281,3 @@ def _reason(check: Check) -> str:
         return check.error or "it fails"
     worst = check.comparison.worst
     return f"output '{worst.name}': {worst.problem}" if worst else "it differs"
-
-
-def _quantizes(model: onnx_ir.Model) -> bool:
-    nodes = (node for graph in model.graphs() for node in graph)
-    return any("Quantize" in node.op_type or node.op_type.startswith("QLinear") for node in nodes)

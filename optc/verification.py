@@ -11,7 +11,7 @@ import onnxruntime
 
 from optc.equivalence import Check, Reference, Verdict, open_optimized
 from optc.measure import Measure
-from optc.numeric import Tolerance, coarsest_float, tolerance
+from optc.numeric import Tolerance, coarsest_float, quantizes, tolerance
 from optc.options import Options
 from optc.passes.base import Numerics
 from optc.report import CheckedBinding, Skipped, Verification
@@ -53,7 +53,8 @@ class Verifier:
         if numerics < Numerics.LOSSY:
             budget = self._options.max_error
             verification = self._in_words(self._reference.check(model, numerics, budget))
-            verification.tolerance = tolerance(numerics, coarsest_float(self._original), max_error=budget).rel_l2
+            dtype, quantized = coarsest_float(self._original), quantizes(self._original)
+            verification.tolerance = tolerance(numerics, dtype, quantized=quantized, max_error=budget).rel_l2
             return self._as_in_production(model, max(numerics, Numerics.ROUNDING), verification)
         verification = self._in_words(self._reference.check(model, _LOSSY_SANITY))
         if verification.status == "failed":

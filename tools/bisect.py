@@ -11,10 +11,9 @@ from typing import Any
 import click
 
 from optc import bisect
-from optc.ir.errors import UsageError
 from optc.tools import pipeline_text
 from optc.tools.console import Bars, show
-from optc.tools.parameters import FILE, common, seed_option, shape_option
+from optc.tools.parameters import FILE, check_option, chosen_check, common, names, seed_option, shape_option
 
 
 @click.command("bisect", short_help="Find the rewrite that makes the result wrong.")
@@ -23,12 +22,7 @@ from optc.tools.parameters import FILE, common, seed_option, shape_option
 @click.option("--target", default="cpu", show_default=True, help="What to optimize for; see 'optc targets'.")
 @click.option("--passes", metavar="PIPELINE", help="Search in this pipeline instead of the level's.")
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
-@click.option(
-    "--check",
-    metavar="MODULE:FUNCTION|TOLERANCE",
-    help="Your check, called with the path of a candidate; it returns False or a text, or raises, if that is wrong. "
-    "Or the largest relative L2 error of an output.  [default: the check of a compile]",
-)
+@check_option
 @shape_option
 @seed_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -45,8 +39,8 @@ def command(
             model,
             progress=bars,
             shapes=pipeline_text.sizes(model, shapes),
-            skip=tuple(name.strip() for text in skip for name in text.split(",") if name.strip()),
-            **_check(check),
+            skip=names(skip),
+            **chosen_check(check),
             **options,
         )
     if as_json:
@@ -55,19 +49,6 @@ def command(
         show("the result passes the check: there is nothing to find")
     else:
         _show(culprit)
-
-
-def _check(text: str | None) -> dict[str, Any]:
-    """A number is a tolerance, anything else names a function."""
-    if text is None:
-        return {}
-    try:
-        tolerance = float(text)
-    except ValueError:
-        return {"check": text}
-    if not 0 <= tolerance < float("inf"):
-        raise UsageError(f"a tolerance is a number from 0 on, not {text!r}")
-    return {"tolerance": tolerance}
 
 
 def _show(culprit: bisect.Culprit) -> None:

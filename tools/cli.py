@@ -29,6 +29,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Show what a model is made of."),
     "explain": ("explain", "Show which rules fired, and why others did not."),
     "bisect": ("bisect", "Find the rewrite that makes the result wrong."),
+    "reduce": ("reduce", "Shrink a model that fails to a small one that fails still."),
     "passes": ("passes", "List the passes, or describe one."),
     "targets": ("targets", "List the targets, or describe one."),
     "backends": ("backends", "List the backends, and why one cannot be used here."),

@@ -14,7 +14,7 @@ from optc.ir.model import load
 from optc.tools import pipeline_text, summary
 from optc.tools.console import Bars
 from optc.tools.files import data_files, write_text
-from optc.tools.parameters import FILE, common, seed_option, shape_option
+from optc.tools.parameters import FILE, common, names, seed_option, shape_option
 
 
 @click.command("compile", short_help="Optimize a model.")
@@ -74,7 +74,7 @@ def command(
 
     The numbers stay the same at -O1, move by rounding at -O2, and by no more than the error budget at -O3.
     """
-    skip = tuple(name.strip() for text in skip for name in text.split(",") if name.strip())
+    skip = names(skip)
     if print_pipeline:
         pipeline_text.show_pipeline(options["level"], options["passes"], skip)
         return

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from optc.ir.errors import UsageError
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
@@ -22,12 +24,40 @@ shape_option = click.option(
 )
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of drawn inputs.")
 input_option = click.option("--input", "data", type=FILE, help="Inputs: an .npz file with an array per input.")
+check_option = click.option(
+    "--check",
+    metavar="MODULE:FUNCTION|TOLERANCE",
+    help="Your check, called with the path of a candidate; it returns False or a text, or raises, if that is wrong. "
+    "Or the largest relative L2 error of an output.  [default: the check of a compile]",
+)
 _verbose = click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show tracebacks of errors.")
 
 
 def common(command: _F) -> _F:
     """The options that every command has."""
     return _verbose(command)
+
+
+def names(given: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in a repeated option, each of which may hold several with commas between them."""
+    return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
+
+
+def chosen_check(text: str | None) -> dict[str, Any]:
+    """What ``--check`` means to a search: a number is a tolerance, anything else names a function.
+
+    Raises:
+        UsageError: The number is none that a tolerance can be.
+    """
+    if text is None:
+        return {}
+    try:
+        tolerance = float(text)
+    except ValueError:
+        return {"check": text}
+    if not 0 <= tolerance < float("inf"):
+        raise UsageError(f"a tolerance is a number from 0 on, not {text!r}")
+    return {"tolerance": tolerance}
 
 
 def plural(count: int, noun: str) -> str:

@@ -36,7 +36,7 @@ def _merge(
             first = seen.get(key)
             if first is None:
                 seen[key] = node
-            elif _may_replace(node, first):
+            elif _pays(node, first):
                 with ctx.rewriter.at(node, "cse", [first]):
                     for old, new in zip(node.outputs, first.outputs, strict=True):
                         if old.uses() or old.is_graph_output():
@@ -48,9 +48,13 @@ def _merge(
             _merge(ctx, inner, numbering, seen.new_child())
 
 
-def _may_replace(node: onnx_ir.Node, first: onnx_ir.Node) -> bool:
-    """Whether replacing gains anything: an output that needs a node of its own is no better off with an Identity."""
-    return not any(
+def _pays(node: onnx_ir.Node, first: onnx_ir.Node) -> bool:
+    """Whether replacing gains anything: an output that needs a node of its own is no better off with an Identity.
+
+    It gains where others read the values, because they then may be the same too, unless it takes several Identities.
+    """
+    named = [
         old.is_graph_output() and (new.is_graph_output() or first.graph is not node.graph)
         for old, new in zip(node.outputs, first.outputs, strict=True)
-    )
+    ]
+    return not any(named) or (sum(named) == 1 and any(value.uses() for value in node.outputs))

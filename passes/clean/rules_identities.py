@@ -30,6 +30,8 @@ _NEUTRAL = {
 }
 #: op -> constant that makes the result this constant whatever the other operand is
 _ABSORBING = {"And": False, "Or": True}
+#: A constant of more bytes is not copied to be an output.
+_COPIED_BYTES = 1 << 16
 _INVOLUTIONS = ("Neg", "Not", "BitwiseNot")
 _ROUNDINGS = ("Ceil", "Floor", "Round")
 #: outer op -> ops whose results it leaves as they are
@@ -43,9 +45,12 @@ _IDEMPOTENT = {
 
 @node_rule("identity", "Identity")
 def identity(rw: Rewriter, node: onnx_ir.Node):
-    """Identity(x) is x; one that gives an input or a constant its name as an output stays."""
+    """Identity(x) is x, and a small constant that is an output is a Constant; an input that is one stays."""
     x = node.inputs[0]
-    return x if x is not None and is_free(node.outputs[0], x) else None
+    if x is None or is_free(node.outputs[0], x):
+        return x
+    tensor = rw.facts.tensor(x)
+    return None if tensor is None or tensor.nbytes > _COPIED_BYTES else rw.op("Constant", value=tensor)
 
 
 @node_rule("dropout", "Dropout")

@@ -68,7 +68,9 @@ def view_chain(rw: Rewriter, node: onnx_ir.Node):
     nonzero = nonzero_dims(node, rw.facts) + nonzero_dims(before, rw.facts)
     if shape is not None and (new := view(rw, x, shape, nonzero)) is not None:
         return new
-    return _plain_reshape(rw, node, x)
+    if node.op_type != "Reshape" or not copies_no_dim(node, rw.facts):
+        return None
+    return rw.op("Reshape", x, node.inputs[1], allowzero=int_attr(node, "allowzero", 0) or None)
 
 
 def _merged_axes(rw: Rewriter, node: onnx_ir.Node, before: onnx_ir.Node) -> onnx_ir.Value | None:
@@ -100,15 +102,13 @@ def _cancelled_axes(rw: Rewriter, node: onnx_ir.Node, before: onnx_ir.Node) -> o
     return before.inputs[0] if made is not None and made == gone else None
 
 
-def _plain_reshape(rw: Rewriter, node: onnx_ir.Node, x: onnx_ir.Value) -> onnx_ir.Value | None:
-    """A Reshape whose target copies nothing does not care which shape it comes from."""
-    if node.op_type != "Reshape" or rw.opset() < 5:
-        return None
-    target = rw.facts.elements(operand(node, 1))
+def copies_no_dim(node: onnx_ir.Node, facts: Facts) -> bool:
+    """Whether a Reshape gives the same of any tensor with the same elements: its target copies no dim of the input."""
+    if facts.opset() < 5:
+        return False
+    target = facts.elements(operand(node, 1))
     allowzero = int_attr(node, "allowzero", 0)
-    if target is None or not (allowzero or all(entry == -1 or provably_ge(entry, 1) for entry in target)):
-        return None
-    return rw.op("Reshape", x, node.inputs[1], allowzero=allowzero or None)
+    return target is not None and all(allowzero or entry == -1 or provably_ge(entry, 1) for entry in target)
 
 
 # around other operators -------------------------------------------------------------------------------------------

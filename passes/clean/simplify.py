@@ -12,6 +12,7 @@ from optc.passes.clean import (
     rules_algebra,
     rules_casts,
     rules_identities,
+    rules_quantized,
     rules_sequences,
     rules_slicing,
     rules_transposes,
@@ -26,6 +27,7 @@ RULES: dict[str, Rule] = {
     for module in (
         rules_identities,
         rules_casts,
+        rules_quantized,
         rules_transposes,
         rules_views,
         rules_slicing,
@@ -50,7 +52,7 @@ def select(rules: dict[str, Rule], only: tuple[str, ...], skip: tuple[str, ...])
 
 @dataclass(frozen=True)
 class Simplify(Pass):
-    """Identities, casts, views, transposes, slices, sequences and integer algebra, simplified exactly.
+    """Identities, casts, quantizers, views, transposes, slices, sequences and integer algebra, simplified exactly.
 
     Attributes:
         only: Names of the rules to apply; all if empty.

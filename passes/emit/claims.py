@@ -65,8 +65,10 @@ class Realisation:
         attributes: Makes its attributes of those of the call; None if it cannot serve this call.
         outputs: Position in the operator's outputs of each of the call's outputs.
         types: Type variable of the operator -> input of the call that says what it is.
+        takes: How many of the call's inputs it takes; those behind only serve the call's body. All by default.
         ones: Input that becomes ones of the shape of the normalized axes, where the call leaves it out.
         slow_on: Execution providers on which the unfused nodes are as fast or faster.
+        only_on: Execution providers that have the operator; empty for all that the kernel census names.
     """
 
     op: str
@@ -75,8 +77,10 @@ class Realisation:
     attributes: Callable[[Mapping[str, Any]], dict[str, Any] | None] = _as_they_are
     outputs: tuple[int, ...] = (0,)
     types: Mapping[str, int] = field(default_factory=lambda: {"T": 0})
+    takes: int | None = None
     ones: int | None = None
     slow_on: frozenset[str] = frozenset()
+    only_on: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,12 @@ class Recipe:
 
 
 _ON_CPU = frozenset({CPU})
+
+
+def _integers(op: str, domain: str = "", takes: int | None = None, **types: int) -> tuple[Realisation, ...]:
+    """A kernel that works on quantized integers, which only the CPU provider has."""
+    return (Realisation(op, domain, types=types, takes=takes, only_on=_ON_CPU),)
+
 
 #: Figures are speeds against the unfused nodes under ORT_ENABLE_ALL, onnxruntime 1.31, AMD EPYC, 1 thread, from
 #: ``benchmarks/fused_ops.py``; providers that are not mentioned were not measured.
@@ -140,6 +150,15 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     # CPU: 1.00, ONNX Runtime fuses these two itself.
     "DynamicQuantizeMatMul": (Realisation("DynamicQuantizeMatMul", MS, types={"T1": 0, "T2": 1}),),
     "MatMulIntegerToFloat": (Realisation("MatMulIntegerToFloat", MS, types={"T1": 0, "T2": 1, "T3": 2}),),
+    # CPU: 1.00, ONNX Runtime fuses all of these itself.
+    "QLinearConv": _integers("QLinearConv", takes=9, T1=0, T2=3, T3=7),
+    "QLinearMatMul": _integers("QLinearMatMul", T1=0, T2=3, T3=7),
+    "QGemm": _integers("QGemm", MS, takes=9, TA=0, TB=3, TYZ=8),
+    **{f"QLinear{op}": _integers(f"QLinear{op}", MS, T=0) for op in ("Add", "Mul", "Sigmoid", "LeakyRelu")},
+    **{f"QLinear{op}": _integers(f"QLinear{op}", MS, T=0) for op in ("AveragePool", "GlobalAveragePool")},
+    "QLinearConcat": _integers("QLinearConcat", MS, T8=1),
+    "QLinearWhere": _integers("QLinearWhere", MS, T=1),
+    "QuantizedMaxPool": (Realisation("MaxPool", since=12),),
     "FusedGemm": (Realisation("FusedGemm", MS, attributes=_gemm_attributes, slow_on=_ON_CPU),),
     "FusedMatMul": (Realisation("FusedMatMul", MS, attributes=_product_attributes),),
     # CPU, 12 heads of 64, sequence 8, 128, 512: 1.17, 1.05, 1.05 without a mask, 1.13, 1.13, 1.46 with one; with

@@ -95,6 +95,8 @@ def _can_cook(ctx: PassContext, call: onnx_ir.Node, recipe: Recipe) -> bool:
 
 
 def _fits(ctx: PassContext, call: onnx_ir.Node, one: Realisation) -> bool:
+    if one.only_on and ctx.target.provider not in one.only_on:
+        return False
     if (ctx.rewriter.opset(one.domain) or 1) < one.since or one.attributes(_attributes(call)) is None:
         return False
     if one.ones is not None and _left_out(call, one.ones) and _normalized_shape(ctx.facts, call) is None:
@@ -127,7 +129,7 @@ def _realise(rw: Rewriter, call: onnx_ir.Node, one: Realisation) -> None:
     """Replace the call by the operator."""
     positions = one.outputs[: len(call.outputs)]
     with rw.at(call, call.metadata_props.get(RULE_KEY, "emit")):
-        inputs = list(call.inputs)
+        inputs = list(call.inputs)[: one.takes]
         if one.ones is not None and _left_out(call, one.ones):
             inputs += [None] * (one.ones + 1 - len(inputs))
             dtype = rw.facts.dtype(call.inputs[0]).numpy()

@@ -24,10 +24,22 @@ MatMulIntegerToFloat                a, b, a_scale, b_scale, a_zero,
                                     b_zero, bias
 Attention                           q, k, v, mask, past_key,             num_heads, kv_num_heads, scale, fill, hidden,
                                     past_value                           guarded
+QLinearConv                         x, w, y; bias                        Conv's
+QLinearMatMul                       a, b, y
+QGemm                               a, b; c; y                           alpha, transA, transB
+QLinearAdd, QLinearMul              a, b, y
+QLinearSigmoid, QLinearLeakyRelu    x, y                                 alpha
+QLinear[Global]AveragePool          x, y                                 AveragePool's
+QLinearConcat                       y; parts                             axis
+QLinearWhere                        condition; x, y, z
+QuantizedMaxPool                    x                                    MaxPool's
 RotaryEmbedding                     x, position, cos, sin                interleaved
 ==================================  ===================================  ==========================================
 
 What Attention reads and returns is told in ``attention.py``.
+
+In the quantized ops a letter between commas stands for three inputs, the integers (none for a result), their scale and
+their zero point, and what lies between semicolons for itself. A bias has its scale and zero point at the end.
 
 The Skip ops have a second output, the residual sum, where it is read elsewhere.
 """

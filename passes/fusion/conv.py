@@ -18,6 +18,8 @@ _PARAMETERS = {
     "LeakyRelu": (("alpha", 0.01),),
     "HardSigmoid": (("alpha", 0.2), ("beta", 0.5)),
 }
+#: Operators that fused kernels take in.
+ACTIVATIONS = frozenset({*_PARAMETERS, "Clip"})
 _LIMITS = np.finfo(np.float32)
 _CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 

@@ -20,8 +20,10 @@ from optc.passes.fusion import (
     matmul,
     norm,
     pad,
+    qdq,
     quantized,
     rotary,
+    rows,
 )
 from optc.passes.rule import Rule
 
@@ -31,7 +33,9 @@ _BROADCASTING_SINCE = 7
 #: larger comes before what could take a part of it away.
 PHASES: tuple[tuple[Rule, ...], ...] = (
     *quantized.PHASES,
+    *qdq.PHASES,
     (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose, *attention_mask.RULES, *rotary.RULES),
+    rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
     (norm.layer_norm_no_bias, norm.rms_norm, gemm.gemm_activation, conv.conv_add, matmul.scaled_matmul),
     (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),

@@ -162,6 +162,11 @@ def test_one_step_of_a_quantized_output():
     assert not compare_arrays(np.array([True]), np.array([False]), limits).ok
 
 
+def test_steps_of_a_quantizer_show_in_floats_behind_it_when_rounding_may_move():
+    assert tolerance(Numerics.ROUNDING, quantized=True).rel_l2 > 100 * tolerance(Numerics.ROUNDING).rel_l2
+    assert tolerance(Numerics.EXACT, quantized=True).rel_l2 == tolerance(Numerics.EXACT).rel_l2
+
+
 def test_an_argmax_may_flip_in_lossy_work_only():
     a = np.arange(100)
     b = a.copy()

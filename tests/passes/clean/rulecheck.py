@@ -66,8 +66,11 @@ def check(
     opset: int = 17,
     feeds: list[Mapping[str, np.ndarray]] | None = None,
     sizes: tuple[int, ...] = SIZES,
+    tolerance: float = 0,
 ) -> Outcome:
     """Run a pass, and make sure that the result is valid, computes exactly the same, and is stable.
+
+    With a ``tolerance`` (relative, and absolute for small numbers) floats may differ by that much.
 
     Where no feeds are given, every symbolic dim takes each of ``sizes``, and contents are random with all special
     values among them. What the original model refuses is skipped, except that it must accept something.
@@ -91,7 +94,7 @@ def check(
             continue  # an input that the original refuses
         runs += 1
         for a, b in zip(wanted, result.run(None, dict(feed)), strict=True):
-            _assert_same(a, b)
+            _assert_same(a, b, tolerance)
     ops = Counter(node.op_type for g in all_graphs(graph) for node in g if node.op_type != "Constant")
     return Outcome(ops, ctx.hits, runs, after)
 
@@ -107,15 +110,18 @@ def _assert_settles(model: onnx.ModelProto, item: Pass) -> None:
     raise AssertionError(f"it does not settle: {ctx.hits}")
 
 
-def _assert_same(a, b) -> None:
+def _assert_same(a, b, tolerance: float) -> None:
     if isinstance(a, list):
         assert len(a) == len(b)
         for x, y in zip(a, b, strict=True):
-            _assert_same(x, y)
+            _assert_same(x, y, tolerance)
         return
     assert a.dtype == b.dtype
     assert a.shape == b.shape
-    np.testing.assert_array_equal(a, b)
+    if tolerance and a.dtype.kind == "f":
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    else:
+        np.testing.assert_array_equal(a, b)
 
 
 def draw_feeds(reference: ort.InferenceSession, sizes: tuple[int, ...]) -> Iterator[dict[str, np.ndarray]]:

@@ -73,6 +73,13 @@ def test_outputs_keep_their_names() -> None:
     assert done.ops == {"Identity": 2}
 
 
+def test_what_is_read_beside_an_output_is_merged() -> None:
+    body = "a, y = Split <axis = 1, num_outputs = 2> (x) b, z = Split <axis = 1, num_outputs = 2> (x) w = Add (a, b)"
+    text = f"agraph (float[2, 4] x) => (float[2, 2] y, float[2, 2] z, float[2, 2] w) {{ {body} }}"
+    done = check(text, "fixpoint<8>(cse,dce)", {"x": floats(2, 4)})
+    assert done.ops == {"Split": 1, "Identity": 1, "Add": 1}
+
+
 def test_an_outer_node_serves_inner_graphs_and_not_the_other_way() -> None:
     done = check(
         """agraph (float[2, 3] x, bool c) => (float[2, 3] y) {
