@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir
 
+from optc import reproducer
 from optc.backends import ort_kernels
 from optc.backends.base import Artifact, Backend, Runner
 from optc.backends.ort_eval import Evaluator
@@ -105,6 +106,40 @@ class _Compile:
         self.progress.start("load")
         original = load(source)
         self.progress.finish("load")
+        try:
+            result = self._compile(original, source, start)
+        except OptcError:
+            raise  # it says what is wrong with what was given
+        except Exception as error:
+            if self._reproducer(original, source, [f"{type(error).__name__}: {error}"]):
+                error.add_note(f"run it again with: optc replay {self.options.reproducer}")
+            raise
+        report = result.report
+        problems = [f"{item.text}: {item.reason}" for item in report.passes if item.status == "rolled back"]
+        if report.verification.status == "failed":
+            problems.append(f"verification: {report.verification.reason}")
+        if problems and self._reproducer(original, source, problems):
+            report.notes.append(f"what went wrong can be run again with: optc replay {self.options.reproducer}")
+        return result
+
+    def _reproducer(self, original: onnx_ir.Model, source: ModelSource, problems: list[str]) -> bool:
+        """Write down what failed, if that was asked for; whether it could be written."""
+        if self.options.reproducer is None:
+            return False
+        try:
+            reproducer.write(
+                self.options.reproducer,
+                original,
+                options=self.options,
+                pipeline=print_pipeline(self.pipeline),
+                problems=problems,
+                source=source,
+            )
+        except OutputError:
+            return False  # a failure must not be hidden by that of writing it down
+        return True
+
+    def _compile(self, original: onnx_ir.Model, source: ModelSource, start: float) -> Result:
         _check_shapes(self.options.shapes, original)
         measure = Measure(original, self.target, self.options)
         measure.check_data()

@@ -39,6 +39,8 @@ class Options:
         dump_dir: Folder to write the graph to after every pass that changed it.
         stop_after: Make only this many applications of rewrites, in the order in which a compile makes them; None for
             all. It replays the beginning of a compile, for finding a faulty rewrite.
+        reproducer: Where to write a file with which a failure can be replayed, if a pass has to be rolled back, the
+            result is wrong or anything raises; None for nowhere.
         strict: Let the error of a pass end the compile instead of going on without the pass (for pass authors).
     """
 
@@ -58,6 +60,7 @@ class Options:
     measure: bool = False
     dump_dir: Path | None = None
     stop_after: int | None = None
+    reproducer: Path | None = None
     strict: bool = False
 
     @classmethod
@@ -71,7 +74,7 @@ class Options:
         if unknown:
             raise UsageError(f"unknown option {unknown[0]!r}", hint=f"there are: {', '.join(cls.__dataclass_fields__)}")
         values = {name: value for name, value in given.items() if value is not None}
-        for name in ("output", "dump_dir"):
+        for name in ("output", "dump_dir", "reproducer"):
             if name in values:
                 values[name] = Path(values[name])
         if isinstance(values.get("skip"), str):

@@ -30,6 +30,7 @@ _COMMANDS = {
     "explain": ("explain", "Show which rules fired, and why others did not."),
     "bisect": ("bisect", "Find the rewrite that makes the result wrong."),
     "reduce": ("reduce", "Shrink a model that fails to a small one that fails still."),
+    "replay": ("replay", "Run a failed compile again from its reproducer."),
     "passes": ("passes", "List the passes, or describe one."),
     "targets": ("targets", "List the targets, or describe one."),
     "backends": ("backends", "List the backends, and why one cannot be used here."),
@@ -132,7 +133,9 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{place}{error.strerror or error}", None, 1, verbose)
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        return _fail(text, "please report this; run again with -v for the traceback", _EXIT_INTERNAL, verbose)
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        hint = f"please report this; -v shows the traceback{'; ' + notes if notes else ''}"
+        return _fail(text, hint, _EXIT_INTERNAL, verbose)
 
 
 def _usage(error: click.ClickException) -> tuple[str, str | None]:

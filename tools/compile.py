@@ -56,6 +56,11 @@ from optc.tools.parameters import FILE, common, names, seed_option, shape_option
 @shape_option
 @seed_option
 @click.option("--report", type=FILE, help="Write a JSON report; see docs/report.md.")
+@click.option(
+    "--reproducer",
+    type=FILE,
+    help="Where to write what failed, for 'optc replay'.  [default: MODEL.reproducer.zip in the current folder]",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @common
 def command(
@@ -66,6 +71,7 @@ def command(
     time_passes: bool,
     shapes: tuple[str, ...],
     report: Path | None,
+    reproducer: Path | None,
     quiet: bool,
     skip: tuple[str, ...],
     **options: Any,
@@ -90,6 +96,7 @@ def command(
             skip=skip,
             shapes=pipeline_text.sizes(model, shapes),
             dump_dir=print_after_all,
+            reproducer=reproducer if reproducer is not None else Path(f"{model.stem}.reproducer.zip"),
             progress=bars,
             **options,
         )
