@@ -234,6 +234,10 @@ class Facts:
         """The version of a domain that the main graph imports; 0 if it imports none."""
         return self._root.opset_imports.get(domain, 0)
 
+    def outputs(self) -> Sequence[onnx_ir.Value]:
+        """The outputs of the main graph."""
+        return self._root.outputs
+
     def forget(self, value: onnx_ir.Value) -> None:
         """Drops what is known of a value that is gone (and the references to it)."""
         self._facts.pop(value, None)

@@ -46,6 +46,12 @@ def _hard_swish(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     return (rw.op("Mul", x, rw.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)),)
 
 
+def _wide_product(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
+    """The product in the operands' own type, narrowed once."""
+    product = rw.op("MatMul", *call.inputs)
+    return (rw.op("Cast", product, to=int(onnx_ir.DataType.FLOAT16)),)
+
+
 def _sum_then_norm(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """The sum as a Sum, which ONNX Runtime's own SkipLayerNormFusion leaves alone."""
     x, skip, gamma, beta, bias = (*call.inputs, None, None, None)[:5]
@@ -150,6 +156,8 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     # CPU: 1.00, ONNX Runtime fuses these two itself.
     "DynamicQuantizeMatMul": (Realisation("DynamicQuantizeMatMul", MS, types={"T1": 0, "T2": 1}),),
     "MatMulIntegerToFloat": (Realisation("MatMulIntegerToFloat", MS, types={"T1": 0, "T2": 1, "T3": 2}),),
+    # CPU: 1.00, ONNX Runtime drops the casts itself, as it has no product of half floats there.
+    "NarrowedMatMul": (Recipe("MatMul + Cast", ("MatMul",), _wide_product, inputs=2, only_on=_ON_CPU),),
     # CPU: 1.00, ONNX Runtime fuses all of these itself.
     "QLinearConv": _integers("QLinearConv", takes=9, T1=0, T2=3, T3=7),
     "QLinearMatMul": _integers("QLinearMatMul", T1=0, T2=3, T3=7),

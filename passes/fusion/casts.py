@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import onnx_ir
 
+from optc.ir.matcher import Match
 from optc.ir.ops import cast, int_attr, made_by, only_use
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Numerics
-from optc.passes.rule import node_rule
+from optc.passes.rule import fusion, node_rule
 
 _NARROW = frozenset({onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16})
 _WIDE = frozenset({onnx_ir.DataType.FLOAT, onnx_ir.DataType.DOUBLE})
+
+
+#: Why a model whose outputs are wide must compute what it rounds: ONNX Runtime drops such casts all the same, which
+#: moves the outputs by the precision of the narrow type, a thousand times that of the wide one.
+_SHOWN = "an output of higher precision would show the difference"
 
 
 @node_rule("sink-casts", "Add", "Sub", "Mul", numerics=Numerics.ROUNDING)
@@ -28,11 +34,27 @@ def sink_casts(rw: Rewriter, node: onnx_ir.Node):
     if any(rw.facts.dtype(value) != onnx_ir.DataType.FLOAT for value in (a, b)):
         return "both operands must be narrowed from single precision"
     if any(rw.facts.dtype(value) in _WIDE for value in rw.model.graph.outputs):
-        return "an output of higher precision would show the difference"
+        return _SHOWN
     if not all(only_use(value) for value in node.inputs):
         return "a narrowed operand is also used elsewhere"
     with rw.at(node, "sink-casts", casts):
         return cast(rw, rw.op(node.op_type, a, b), narrow)
 
 
-RULES = (sink_casts,)
+def _narrowed_alike(found: Match) -> str | None:
+    facts = found.facts
+    if any(facts.dtype(found[side]) != onnx_ir.DataType.FLOAT for side in "ab"):
+        return "both operands must be narrowed from single precision"
+    if any(facts.dtype(value) in _WIDE for value in facts.outputs()):
+        return _SHOWN
+    return None
+
+
+@fusion("narrowed-matmul", "NarrowedMatMul", inputs=("a", "b"), check=_narrowed_alike)
+def narrowed_matmul(p, a, b):
+    """A product of operands that are narrowed just before it, where there may be no kernel for the narrow type."""
+    half = int(onnx_ir.DataType.FLOAT16)
+    return p.Cast(a, to=half) @ p.Cast(b, to=half)
+
+
+RULES = (sink_casts, narrowed_matmul)

@@ -37,7 +37,14 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose, *attention_mask.RULES, *rotary.RULES),
     rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
-    (norm.layer_norm_no_bias, norm.rms_norm, gemm.gemm_activation, conv.conv_add, matmul.scaled_matmul),
+    (
+        norm.layer_norm_no_bias,
+        norm.rms_norm,
+        gemm.gemm_activation,
+        conv.conv_add,
+        matmul.own_operands,
+        matmul.scaled_matmul,
+    ),
     (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
     (norm.skip_layer_norm, norm.skip_rms_norm),
 )

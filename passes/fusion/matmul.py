@@ -8,10 +8,13 @@ import onnx_ir
 
 from optc.ir.matcher import Match
 from optc.ir.ops import perm_of
+from optc.ir.pattern import split_op
+from optc.ir.rewriter import Rewriter
 from optc.passes.fusion.common import FLOATS, node_attribute
-from optc.passes.rule import fusion
+from optc.passes.rule import fusion, node_rule
 
 _PRODUCTS = ("MatMul", "com.microsoft::FusedMatMul")
+_PRODUCT_KEYS = frozenset(split_op(op) for op in _PRODUCTS)
 #: (trans, transBatch) of FusedMatMul's operands, in the order of preference. ``transBatch`` says that the first axis
 #: is a matrix's, and that the axes of the batch come after it.
 _FLAGS = ((0, 0), (1, 0), (0, 1), (1, 1))
@@ -96,3 +99,33 @@ def scaled_matmul(p, a, b):
 def transposed_matmul(p, a, b):
     """A matrix product of transposed or scaled operands."""
     return _product(p, a, b)
+
+
+@node_rule("own-operands", "Mul", "Div", "Transpose")
+def own_operands(rw: Rewriter, node: onnx_ir.Node):
+    """What several products read scaled or transposed is made for each of them, so that each can take it over.
+
+    The products then read the same tensor as it was before. Copies that no product takes over are merged again by cse.
+    """
+    value, facts = node.outputs[0], rw.facts
+    uses = value.uses()
+    if len(uses) < 2 or value.is_graph_output() or facts.dtype(value) not in FLOATS:
+        return None
+    if any(
+        (use.node.domain, use.node.op_type) not in _PRODUCT_KEYS or use.node.graph is not node.graph for use in uses
+    ):
+        return None
+    rank = facts.rank(value)
+    if rank is None or rank < 2:
+        return "the operand must be known to have at least 2 dims"
+    if node.op_type == "Transpose":
+        readable = [_permutation(rank, *flags) for flags in _FLAGS]
+        if perm_of(node, facts) not in readable:
+            return "no product reads an operand in this order"
+    elif not any(facts.const_size(factor) == 1 for factor in node.inputs[-1 if node.op_type == "Div" else 0 :]):
+        return None
+    attributes = {name: attr.value for name, attr in node.attributes.items()}
+    for use in uses[1:]:
+        with rw.at(use.node, "own-operands", [node]):
+            rw.set_input(use.node, use.idx, rw.op(node.op_type, *node.inputs, **attributes))
+    return True

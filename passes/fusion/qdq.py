@@ -239,7 +239,8 @@ def _gemm(site: _Site) -> _Inputs:
 
 
 _POOL = ("auto_pad", "ceil_mode", "kernel_shape", "pads", "strides")
-_KINDS: dict[str, _Kind] = {
+#: Operator on floats -> how its quantized form is made.
+KINDS: dict[str, _Kind] = {
     "Conv": _Kind(
         "QLinearConv", _conv, 2, 0, ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"), bias=2
     ),
@@ -264,7 +265,7 @@ _ONE_TYPE = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "Glo
 @node_rule("quantized-op", "QuantizeLinear", numerics=Numerics.ROUNDING)
 def quantized_op(rw: Rewriter, node: onnx_ir.Node):
     """An operator on dequantized operands whose result is quantized again works on the integers."""
-    inside = made_by(node.inputs[0], *_KINDS)
+    inside = made_by(node.inputs[0], *KINDS)
     if inside is None or inside.graph is not node.graph:
         return None
     if len([value for value in inside.outputs if value.uses() or value.is_graph_output()]) > 1:
@@ -272,7 +273,7 @@ def quantized_op(rw: Rewriter, node: onnx_ir.Node):
     if not only_use(node.inputs[0]):
         return "the float result is also used elsewhere"
     result = _described(rw, node, node.outputs[0], _BYTES)
-    return result if isinstance(result, str) else _fuse(rw, inside, _KINDS[inside.op_type], result)
+    return result if isinstance(result, str) else _fuse(rw, inside, KINDS[inside.op_type], result)
 
 
 _TO_FLOAT = _Kind("MatMulIntegerToFloat", _matmul, 2)
