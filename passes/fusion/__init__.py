@@ -19,6 +19,7 @@ FusedConv                           x, w, b, z                           Conv's,
 ConvAdd                             x, w, b, z                           Conv's
 FusedGemm                           a, b, c                              Gemm's, activation, activation_params
 FusedMatMul                         a, b                                 alpha, transA, transB, transBatchA/B
+NarrowedMatMul                      a, b
 DynamicQuantizeMatMul               x, b, b_scale, b_zero, bias
 MatMulIntegerToFloat                a, b, a_scale, b_scale, a_zero,
                                     b_zero, bias

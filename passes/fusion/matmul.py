@@ -108,7 +108,7 @@ def own_operands(rw: Rewriter, node: onnx_ir.Node):
     The products then read the same tensor as it was before. Copies that no product takes over are merged again by cse.
     """
     value, facts = node.outputs[0], rw.facts
-    uses = value.uses()
+    uses = list(value.uses())
     if len(uses) < 2 or value.is_graph_output() or facts.dtype(value) not in FLOATS:
         return None
     if any(
