@@ -22,6 +22,9 @@ RANGES = {
     DType.INT16: (-(1 << 15), (1 << 15) - 1),
     DType.UINT16: (0, (1 << 16) - 1),
 }
+#: Since when the standard quantizes to a type, and since when along an axis.
+_STANDARD_SINCE = {DType.INT8: 10, DType.UINT8: 10, DType.INT16: 21, DType.UINT16: 21, DType.INT32: 10}
+_AXIS_SINCE = 13
 #: Operators that move elements of their first input and compute nothing.
 _MOVING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Slice", "Gather", "Identity")
 #: Types that all of them have kernels for.
@@ -77,6 +80,27 @@ def grid_of(node: onnx_ir.Node, facts: Facts) -> Grid | None:
             return None
         axis += rank if axis < 0 else 0
     return Grid(dtype, tuple(map(float, scale.reshape(-1))), tuple(int(item) for item in zero.reshape(-1)), axis)
+
+
+_CONTRIB = "com.microsoft"
+
+
+@node_rule("standard-quantizer", f"{_CONTRIB}::QuantizeLinear", f"{_CONTRIB}::DequantizeLinear")
+def standard_quantizer(rw: Rewriter, node: onnx_ir.Node):
+    """ONNX Runtime's own Q/DQ, made for types that ONNX lacked once, are the standard's where that has the type now."""
+    facts = rw.facts
+    dtype = facts.dtype(node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0])
+    scale, zero = facts.shape(operand(node, 1)), facts.shape(operand(node, 2))
+    since = _STANDARD_SINCE.get(dtype) if dtype is not None else None
+    if since is None or scale is None or facts.dtype(operand(node, 1)) != DType.FLOAT:
+        return "the standard has no such quantizer"
+    single = all(dim == 1 for dim in scale)
+    if rw.opset() < (since if single else max(since, _AXIS_SINCE)):
+        return "the standard has it in a later opset"
+    if operand(node, 2) is not None and zero != scale:
+        return "scale and zero point must have one shape"
+    axis = None if single else int_attr(node, "axis", 1)
+    return rw.op(node.op_type, *node.inputs, axis=axis)
 
 
 @node_rule("quantize-dequantized", "QuantizeLinear")
@@ -151,4 +175,4 @@ def _step(bound: float, scale: float) -> float:
         return float(np.rint(np.float32(bound) / np.float32(scale)))
 
 
-RULES = (quantize_dequantized, clip_quantized)
+RULES = (standard_quantizer, quantize_dequantized, clip_quantized)

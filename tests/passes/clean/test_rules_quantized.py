@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir
 import pytest
 from hypothesis import given, settings
@@ -96,3 +98,22 @@ def test_bounds_that_the_quantizer_has(clip, scale, zero, goes):
         {{ {clip} y = QuantizeLinear (a, s, z) }}"""
     feeds = [{"x": np.linspace(-9, 9, 4001, dtype=np.float32), "x0": np.float32(0)}]
     assert check(text, Simplify(), feeds=feeds).hits == ({"clip-quantized": 1} if goes else {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "opset", "axis", "standard"),
+    [
+        ("uint8", 13, "", True),
+        ("int8", 13, "axis = 0", True),
+        ("int8", 11, "axis = 0", False),
+        ("int16", 13, "", False),
+        ("int16", 21, "", True),
+    ],
+)
+def test_quantizers_of_onnx_runtime(kind, opset, axis, standard):
+    form, both = ("[2]", "{1, 2}") if axis else ("", "{1}")
+    text = f"""<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]> g (float[2, N] x) => (float[2, N] y)
+        <float{form} s = {both}, {kind}{form} z = {both}> {{ a = com.microsoft.QuantizeLinear <{axis}> (x, s, z)
+        b = Neg (x) c = com.microsoft.DequantizeLinear <{axis}> (a, s, z) y = Add (b, c) }}"""
+    outcome = check(onnx.parser.parse_model(text.replace("<>", "")), Simplify(), sizes=(3, 1))
+    assert outcome.hits == ({"standard-quantizer": 2} if standard else {})
