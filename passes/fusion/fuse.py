@@ -16,6 +16,7 @@ from optc.passes.fusion import (
     attention_mask,
     casts,
     conv,
+    gathers,
     gemm,
     matmul,
     norm,
@@ -47,6 +48,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     ),
     (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
     (norm.skip_layer_norm, norm.skip_rms_norm),
+    gathers.RULES,
 )
 
 
