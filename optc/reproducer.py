@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ FORM = 1
 #: A model with more bytes of weights is referred to by its path and digest.
 _LARGEST = 256 << 20
 _DATA, _MODEL = "reproducer.json", "model.onnx"
+#: No member of an archive is unpacked that says it is larger: a small archive can hold a very large one.
+_LARGEST_MEMBER = 4 * _LARGEST
+#: What reading a damaged archive raises.
+_DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, NotImplementedError, RuntimeError)
 #: Options that say where to write, or only make sense in the process that was running.
 _NOT_KEPT = frozenset({"output", "dump_dir", "reproducer", "calib", "metric", "max_drop"})
 
@@ -107,11 +112,13 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Reproducer, onnx_ir.M
     with tempfile.TemporaryDirectory(prefix="optc-reproducer-") as folder:
         try:
             with zipfile.ZipFile(path) as archive:
+                if any(member.file_size > _LARGEST_MEMBER for member in archive.infolist()):
+                    raise ValueError("it is too large")
                 data = json.loads(archive.read(_DATA))
                 for name in archive.namelist():
                     if name in (_MODEL, f"{_MODEL}.data"):
                         archive.extract(name, folder)
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        except _DAMAGED as error:
             raise ModelError(
                 f"this is no reproducer ({error})", where=str(path), hint="'optc MODEL' writes one where it fails"
             ) from error
