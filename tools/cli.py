@@ -27,6 +27,7 @@ _COMMANDS = {
     "run": ("run", "Run a model and show or save its outputs."),
     "bench": ("bench", "Time models against each other."),
     "inspect": ("inspect", "Show what a model is made of."),
+    "diff": ("diff", "Show what differs between two models."),
     "explain": ("explain", "Show which rules fired, and why others did not."),
     "bisect": ("bisect", "Find the rewrite that makes the result wrong."),
     "reduce": ("reduce", "Shrink a model that fails to a small one that fails still."),
