@@ -274,9 +274,10 @@ def nonzero_dims(node: onnx_ir.Node, facts: Facts) -> tuple[Dim, ...]:
 
 
 def view(rw: Rewriter, x: onnx_ir.Value, wanted: Sequence[Dim], nonzero: Collection[Dim] = ()) -> onnx_ir.Value | None:
-    """``x`` in the shape ``wanted``, which holds equally many elements: ``x`` itself, or a Reshape with a constant.
+    """``x`` in the shape ``wanted``, which holds equally many elements.
 
-    None, and nothing is changed, where no constant target is right in every run.
+    That is ``x`` itself, a Reshape with a constant, or an Unsqueeze or Squeeze. None, and nothing is changed, where
+    none of these is right in every run.
     """
     shape = rw.facts.shape(x)
     if shape is None:
@@ -284,4 +285,23 @@ def view(rw: Rewriter, x: onnx_ir.Value, wanted: Sequence[Dim], nonzero: Collect
     if tuple(shape) == tuple(wanted):
         return x
     target = reshape_target(shape, wanted, nonzero)
-    return None if target is None else reshape(rw, x, target)
+    if target is not None:
+        return reshape(rw, x, target)
+    if (new := _new_units(shape, wanted)) is not None:
+        return unsqueeze(rw, x, new)
+    gone = _new_units(wanted, shape)
+    return None if gone is None else squeeze(rw, x, gone)
+
+
+def _new_units(shape: Sequence[Dim], wanted: Sequence[Dim]) -> list[int] | None:
+    """The places of 1 in ``wanted`` that ``shape`` lacks, if that is all that tells them apart."""
+    new: list[int] = []
+    rest = list(shape)
+    for place, dim in enumerate(wanted):
+        if rest and rest[0] == dim:
+            rest.pop(0)
+        elif dim == 1:
+            new.append(place)
+        else:
+            return None
+    return None if rest else new

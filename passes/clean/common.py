@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
@@ -37,29 +36,6 @@ def keeps_shape(facts: Facts, x: onnx_ir.Value, other: onnx_ir.Value, out: onnx_
     if tensor is None or tensor.size != 1:
         return False
     return len(tensor.shape) == 0 or (rank is not None and len(tensor.shape) <= rank)
-
-
-def uniform(facts: Facts, value: onnx_ir.Value | None) -> bool | int | float | None:
-    """What all elements of a constant are, if they are all alike (and there is one)."""
-    size = facts.const_size(value)
-    if size is None:
-        ints = facts.ints(value)
-        if not ints or len(set(ints)) != 1:
-            return None
-        return bool(ints[0]) if facts.dtype(value) == DType.BOOL else ints[0]
-    if facts.dtype(value) == DType.STRING:
-        return None
-    if size == 1:
-        return facts.scalar(value)
-    if size == 0 or size > MAX_SCANNED:
-        return None
-    array = facts.const(value)
-    if array is None or array.dtype.kind not in "biufV":
-        return None
-    first = array.reshape(-1)[0]
-    if not np.all(array == first):
-        return None
-    return first.item() if array.dtype.kind in "biu" else float(first)
 
 
 def is_free(old: onnx_ir.Value, new: onnx_ir.Value) -> bool:

@@ -11,7 +11,8 @@ import onnx_ir
 
 from optc.ir.ops import axes_of, axis_of, int_attr, made_by, operand, squeeze
 from optc.ir.rewriter import Rewriter
-from optc.passes.clean.common import INTEGERS, inner, is_free, keeps_shape, same_shape, uniform
+from optc.passes.clean.common import INTEGERS, inner, is_free, keeps_shape, same_shape
+from optc.passes.clean.contents import uniform
 from optc.passes.rule import node_rule
 
 #: op -> (neutral constant, whether it may also be the first operand)

@@ -5,19 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir
 
-from optc.ir.dims import BroadcastError, Dim, broadcast, provably_ge
+from optc.ir.dims import provably_ge
 from optc.ir.facts import Facts
-from optc.ir.ops import cuts_of, is_op, nonzero_dims, operand, reshape, reshape_target
-from optc.ir.rewriter import Rewriter, users
-from optc.passes.clean.common import same_type, uniform
+from optc.ir.ops import cuts_of, nonzero_dims, operand, reshape, reshape_target
+from optc.ir.rewriter import Rewriter
+from optc.passes.clean.common import same_type
+from optc.passes.clean.contents import uniform
 from optc.passes.rule import node_rule
-
-_OPS = """
-    Add Sub Mul Div And Or Xor Equal Less Greater LessOrEqual GreaterOrEqual Where Max Min Sum Mean BitwiseAnd BitwiseOr
-    BitwiseXor"""
-#: Operators that broadcast all their inputs to one shape, whatever these hold. (Pow is not among them: its kernels
-#: round differently for a scalar exponent.)
-_BROADCASTING = frozenset(_OPS.split())
 
 
 @node_rule("reshape-target", "Reshape")
@@ -100,63 +94,6 @@ def _all_one(facts: Facts, scales: onnx_ir.Value | None) -> bool:
     return scales is not None and bool(facts.const_size(scales)) and uniform(facts, scales) == 1
 
 
-@node_rule("absorbed-expand", "Expand", "ConstantOfShape")
-def absorbed_expand(rw: Rewriter, node: onnx_ir.Node):
-    """An Expand (or a ConstantOfShape) whose readers broadcast anyway, to the same shapes without it."""
-    out = node.outputs[0]
-    readers = users(out)
-    if out.is_graph_output() or not readers:
-        return None
-    shape: tuple[Dim, ...] | None = () if node.op_type == "ConstantOfShape" else rw.facts.shape(node.inputs[0])
-    if shape is None or not all(_broadcasts_without(rw, reader, out, shape) for reader in readers):
-        return None
-    if node.op_type == "Expand":
-        return node.inputs[0] and _bypass(rw, node, node.inputs[0])
-    value = node.attributes.get("value")
-    tensor = np.zeros(1, np.float32) if value is None else value.as_tensor()
-    if isinstance(tensor, np.ndarray):
-        return _bypass(rw, node, rw.constant(tensor.reshape(()), "fill"))
-    return _bypass(rw, node, rw.constant(onnx_ir.Tensor(tensor.numpy().reshape(()), dtype=tensor.dtype), "fill"))
-
-
-def _bypass(rw: Rewriter, node: onnx_ir.Node, x: onnx_ir.Value) -> bool:
-    for use in list(node.outputs[0].uses()):
-        _rewire(rw, use.node, use.idx, x)
-    rw.erase(node)
-    return True
-
-
-def _rewire(rw: Rewriter, reader: onnx_ir.Node, index: int, x: onnx_ir.Value) -> None:
-    """Let a node that broadcasts read ``x``: a new node, as the input's rank may differ."""
-    operands = [x if place == index else value for place, value in enumerate(reader.inputs)]
-    with rw.at(reader, "absorbed-expand"):
-        attributes = {name: attr.value for name, attr in reader.attributes.items()}
-        new = rw.op(reader.op_type, *operands, **attributes)
-        rw.replace(reader.outputs[0], new)
-        rw.erase(reader)
-
-
-def _broadcasts_without(rw: Rewriter, reader: onnx_ir.Node, expanded: onnx_ir.Value, shape: tuple[Dim, ...]) -> bool:
-    """Whether a node that reads ``expanded`` would give the same shape if that had only ``shape``."""
-    if not is_op(reader, *_BROADCASTING) or rw.opset() < 8 or len(set(reader.inputs)) != len(reader.inputs):
-        return False
-    wanted = rw.facts.shape(reader.outputs[0])
-    shapes = [shape if value is expanded else rw.facts.shape(value) for value in reader.inputs]
-    return wanted is not None and _broadcast(shapes) == wanted
-
-
-def _broadcast(shapes: list[tuple[Dim, ...] | None]) -> tuple[Dim, ...] | None:
-    known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes):
-        return None
-    rank = max(map(len, known))
-    padded = [(*(1,) * (rank - len(shape)), *shape) for shape in known]
-    try:
-        return tuple(broadcast(*dims) for dims in zip(*padded, strict=True))
-    except BroadcastError:
-        return None
-
-
 RULES = (
     constant_target,
     no_op_view,
@@ -164,5 +101,4 @@ RULES = (
     full_axes_of_slice,
     no_op_pad,
     no_op_resize,
-    absorbed_expand,
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir
 
-from optc.ir.dims import BroadcastError, broadcast, provably_ge
+from optc.ir.dims import provably_ge
 from optc.ir.facts import Facts
 from optc.ir.ops import (
     REDUCTIONS,
@@ -27,6 +27,7 @@ from optc.ir.ops import (
 )
 from optc.ir.rewriter import Rewriter
 from optc.passes.clean.common import inner, same_shape
+from optc.passes.clean.rules_broadcasts import broadcast_shape
 from optc.passes.rule import node_rule
 
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
@@ -192,16 +193,7 @@ def expand_chain(rw: Rewriter, node: onnx_ir.Node):
     out = rw.facts.shape(node.outputs[0])
     if shape is None or target is None or out is None or not all(provably_ge(dim, 0) for dim in target):
         return None
-    return rw.op("Expand", before.inputs[0], node.inputs[1]) if _broadcast(shape, target) == out else None
-
-
-def _broadcast(a: Sequence, b: Sequence) -> tuple | None:
-    rank = max(len(a), len(b))
-    padded = [(*(1,) * (rank - len(shape)), *shape) for shape in (a, b)]
-    try:
-        return tuple(broadcast(x, y) for x, y in zip(*padded, strict=True))
-    except BroadcastError:
-        return None
+    return rw.op("Expand", before.inputs[0], node.inputs[1]) if broadcast_shape([shape, target]) == out else None
 
 
 @node_rule("identity-gather", "Gather")

@@ -12,13 +12,15 @@ import onnx_ir
 from optc.ir.ops import is_op
 from optc.ir.verify import subgraphs
 from optc.passes.base import Numerics, Pass, PassContext
-from optc.passes.clean import rules_shapes
+from optc.passes.clean import rules_broadcasts, rules_gathers, rules_shapes
 from optc.passes.clean.shape_plans import Plan, Planner, Sources, build, nodes_of
 from optc.passes.clean.simplify import select
 from optc.passes.driver import apply_rules
 from optc.passes.rule import Rule
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in rules_shapes.RULES}
+RULES: dict[str, Rule] = {
+    rule.name: rule for module in (rules_shapes, rules_broadcasts, rules_gathers) for rule in module.RULES
+}
 
 
 @dataclass(frozen=True)

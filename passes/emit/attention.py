@@ -17,15 +17,15 @@ def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Valu
     query, key, value, mask = (*call.inputs, None)[:4]
     heads, scale = call.attributes["num_heads"].as_int(), call.attributes["scale"].as_float()
     guarded, shown = "guarded" in call.attributes, None
+    if rw.facts.rank(query) == 4:
+        _, count, _, size = _dims(rw.facts, query)
+        query = ops.reshape(rw, ops.transpose(rw, query, (0, 2, 1, 3)), (0, 0, count * size))
+    (query, key, value), bias = _without_biases(rw, (query, key, value))
     if mask is not None:
         mask = _four_dims(rw, _additive(rw, call, mask))
         if guarded:
             mask, shown = _finite(rw, mask)
         mask = _whole(rw, mask, query, key)
-    if rw.facts.rank(query) == 4:
-        _, count, _, size = _dims(rw.facts, query)
-        query = ops.reshape(rw, ops.transpose(rw, query, (0, 2, 1, 3)), (0, 0, count * size))
-    (query, key, value), bias = _without_biases(rw, (query, key, value))
     inputs = (query, key, value, bias, None, mask)
     result = rw.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=heads, scale=scale)
     if shown is not None:
