@@ -150,7 +150,11 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
         Realisation("SkipSimplifiedLayerNormalization", MS, outputs=(0, 3), ones=2, slow_on=_ON_CPU),
     ),
     # CPU: 1.00, as ONNX Runtime fuses them itself; a residual block 1.05. Claimed here, they need no time at load.
-    "FusedConv": (Realisation("FusedConv", MS),),
+    # The CUDA kernel refuses any activation but Relu (contrib_ops/cuda/fused_conv.cc, MapMode; not run here).
+    "FusedConv": (
+        Realisation("FusedConv", MS, only_on=_ON_CPU),
+        Realisation("FusedConv", MS, attributes=lambda given: dict(given) if given["activation"] == "Relu" else None),
+    ),
     # CPU: 1.00. What CUDA's kernel does without an activation was not tried.
     "ConvAdd": (Realisation("FusedConv", MS, slow_on=frozenset({"CUDAExecutionProvider"})),),
     # CPU: 1.00, ONNX Runtime fuses these two itself.

@@ -66,10 +66,10 @@ def _same_shape(found: Match) -> str | None:
     return None if shape is not None and shape == found.facts.shape(found.z) else "the summands' shapes must be equal"
 
 
-@fusion("conv-add-relu", "FusedConv", inputs=("x", "w", "b", "z"), attributes=_conv_attributes, check=_same_shape)
-def conv_add_relu(p, x, w, b, z):
-    """A residual sum and a Relu behind a convolution (ResNet's block)."""
-    return p.Relu(_conv(p, x, w, b) + z)
+@fusion("conv-add-activation", "FusedConv", inputs=("x", "w", "b", "z"), attributes=_conv_attributes, check=_same_shape)
+def conv_add_activation(p, x, w, b, z):
+    """A residual sum and an activation behind a convolution (the blocks of ResNet and RegNet)."""
+    return activation(p, _conv(p, x, w, b) + z)
 
 
 def _sum_attributes(found: Match) -> dict[str, Any]:
@@ -83,4 +83,4 @@ def conv_add(p, x, w, b, z):
     return _conv(p, x, w, b) + z
 
 
-RULES = (conv_add_relu, conv_activation)
+RULES = (conv_add_activation, conv_activation)
