@@ -24,7 +24,7 @@ FUSED_DOMAIN = "optc"
 #: Metadata of a call: names and provenance of the nodes that it stands for.
 _PARTS_KEY = "optc.parts"
 #: Constants up to this many elements that a body needs become part of it; larger ones are inputs.
-_INNER_CONSTANT_SIZE = 64
+_INNER_CONSTANT_SIZE = 256
 
 
 def outline(

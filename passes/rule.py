@@ -94,7 +94,7 @@ class FusionRule(PatternRule):
     Attributes:
         op: The fused op's name.
         inputs: Names of the variables that are its inputs, in order; a name that the match does not bind is left out.
-        exports: Names of exported values that become further outputs, when they are used outside of the match.
+        exports: Names of exported values that become further outputs, up to the last that is used outside of the match.
         attributes: Computes what a backend must know; a string instead of a dict is the reason to refuse.
         same_shape_as: The input whose rank the result must have; a constant of higher rank could have raised it.
     """
@@ -112,7 +112,10 @@ class FusionRule(PatternRule):
         attributes = self._attributes(found)
         if isinstance(attributes, str):
             raise TypeError(f"the attributes function of {self.name} changed its mind: {attributes}")
-        outputs = [found.output, *(found.get(n) for n in self.exports if _used_outside(found.get(n), found.nodes))]
+        exported = [found.get(name) for name in self.exports]
+        while exported and not _used_outside(exported[-1], found.nodes):
+            exported.pop()
+        outputs = [found.output, *exported]
         inputs: list[onnx_ir.Value | None] = [found.get(name) for name in self.inputs]
         while inputs and inputs[-1] is None:
             inputs.pop()

@@ -12,6 +12,14 @@ from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
 
 
+def is_multi_head_attention(call: onnx_ir.Node, facts: Facts) -> bool:
+    """Whether the kernel computes what a call asks for: as many heads of keys as of queries, no past, joined heads."""
+    given = call.attributes
+    if given["num_heads"].as_int() != given["kv_num_heads"].as_int() or "softcap" in given or len(call.outputs) > 1:
+        return False
+    return all(value is None for value in call.inputs[4:]) and facts.rank(call.outputs[0]) != 4
+
+
 def multi_head_attention(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """The kernel wants flat queries, an additive mask with a row per query, and joins the heads to 3 dims."""
     query, key, value, mask = (*call.inputs, None)[:4]

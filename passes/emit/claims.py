@@ -12,8 +12,9 @@ from typing import Any
 
 import onnx_ir
 
+from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
-from optc.passes.emit.attention import multi_head_attention, rotary_embedding
+from optc.passes.emit.attention import is_multi_head_attention, multi_head_attention, rotary_embedding
 
 CPU = "CPUExecutionProvider"
 MS = "com.microsoft"
@@ -99,6 +100,7 @@ class Recipe:
         build: Builds them before the call and returns a value for each of the call's outputs, and maybe more.
         inputs: Inputs of the call, from the first on, that it cannot do without.
         only_on: Execution providers it was made for; empty for all.
+        serves: Whether it can do what a call asks for.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Recipe:
     build: Callable[[Rewriter, onnx_ir.Node], tuple[onnx_ir.Value, ...]]
     inputs: int = 1
     only_on: frozenset[str] = frozenset()
+    serves: Callable[[onnx_ir.Node, Facts], bool] = lambda call, facts: True
 
 
 _ON_CPU = frozenset({CPU})
@@ -177,7 +180,13 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     # 2 threads 1.18, 1.06, 1.08 and 1.16, 1.13, 1.46. With ``Attention``, which holds the projections as well, and with
     # the projections' biases given to the kernel it is as fast as without.
     "Attention": (
-        Recipe("com.microsoft::MultiHeadAttention", ("com.microsoft::MultiHeadAttention",), multi_head_attention, 3),
+        Recipe(
+            "com.microsoft::MultiHeadAttention",
+            ("com.microsoft::MultiHeadAttention",),
+            multi_head_attention,
+            inputs=3,
+            serves=is_multi_head_attention,
+        ),
     ),
     # CPU, 12 heads of 64, sequence 1, 8, 128, 512: 1.12, 1.26, 1.83, 2.13; with 2 threads 1.14, 1.05, 1.78, 2.41.
     "RotaryEmbedding": (

@@ -88,7 +88,7 @@ def choose(ctx: PassContext, call: onnx_ir.Node, slow: bool = False) -> Realisat
 def _can_cook(ctx: PassContext, call: onnx_ir.Node, recipe: Recipe) -> bool:
     if recipe.only_on and ctx.target.provider not in recipe.only_on:
         return False
-    if any(_left_out(call, index) for index in range(recipe.inputs)):
+    if any(_left_out(call, index) for index in range(recipe.inputs)) or not recipe.serves(call, ctx.facts):
         return False
     dtype = ctx.facts.dtype(call.inputs[0])
     return dtype is not None and all(_has_kernel(ctx, *split_op(op), {"T": dtype}) for op in recipe.ops)

@@ -109,11 +109,12 @@ def _attention_attributes(found: Match) -> dict[str, Any] | str:
         if (reason := check(found)) is not None:
             return reason
     batch, heads, queries, _ = _dims(facts, found.q_heads)
-    keys = _dims(facts, found.k_across)[3]
-    attributes = {"num_heads": heads, "kv_num_heads": heads, "scale": _scale(found)}
+    _, shared, _, keys = _dims(facts, found.k_across)
+    attributes = {"num_heads": heads, "kv_num_heads": shared, "scale": _scale(found)}
     if "mask" not in found.bindings:
         return attributes
-    reason = _mask_shape(facts, found.mask, (batch, heads, queries, keys)) or _mask_meaning(found)
+    values = _dims(facts, found.v_heads)[2]
+    reason = _mask_shape(facts, found.mask, (batch, heads, queries, keys), values) or _mask_meaning(found)
     if reason is not None:
         return reason
     attributes |= _fill(found)
@@ -140,14 +141,15 @@ def _operands(found: Match) -> str | None:
     q, k, v = (facts.shape(found[name]) for name in ("q_heads", "k_across", "v_heads"))
     if q is None or k is None or v is None or not len(q) == len(k) == len(v) == 4:
         return "queries, keys and values must have 4 dims once they are split into heads"
-    if not q[:2] == k[:2] == v[:2] or q[3] != k[2] or k[3] != v[2]:
-        return f"batch, heads, keys and head sizes must provably agree ({_text(q)}, {_text(k)}, {_text(v)})"
-    if not all(isinstance(dim, int) and dim > 0 for dim in (q[1], q[3], v[3])):
+    # The products contract the head size and the keys, so that those agree in every run that does not fail.
+    if not q[0] == k[0] == v[0] or k[1] != v[1] or k[1] not in (1, q[1]):
+        return f"batch and heads must provably agree ({_text(q)}, {_text(k)}, {_text(v)})"
+    if not all(isinstance(dim, int) and dim > 0 for dim in (q[1], k[1], q[3], v[3])):
         return "the number of heads and their sizes must be known"
     for name, flat in (("q", (q[0], q[2], q[1] * q[3])), ("k", (k[0], k[3], k[1] * k[2])), ("v", _flat(v))):
         if f"{name}_split" in found.bindings:
-            split = facts.shape(found[f"{name}_split"])
-            if facts.shape(found[name]) != flat or split != (flat[0], flat[1], q[1], flat[2] // q[1]):
+            split, heads = facts.shape(found[f"{name}_split"]), q[1] if name == "q" else k[1]
+            if facts.shape(found[name]) != flat or split != (flat[0], flat[1], heads, flat[2] // heads):
                 return f"the last axis of {name} must be what is split into heads"
     if ("k_split" in found.bindings) != ("v_split" in found.bindings):
         return "keys and values must both be flat, or both be heads"
@@ -181,16 +183,17 @@ def _scale(found: Match) -> float:
     return scale
 
 
-def _mask_shape(facts: Facts, mask: onnx_ir.Value, scores: tuple[Dim, ...]) -> str | None:
+def _mask_shape(facts: Facts, mask: onnx_ir.Value, scores: tuple[Dim, ...], values: Dim) -> str | None:
     """Why a mask does not fit the scores: its dims must provably be theirs or 1, or it could raise theirs.
 
-    Only the last one may be unknown: it cannot raise the number of keys, which must be that of the values.
+    The last one may be unknown where there are provably as many values as keys: it cannot raise their number then.
     """
     shape = facts.shape(mask)
     if shape is None or len(shape) > 4:
         return "the mask must have at most 4 dims"
     padded = (*[1] * (4 - len(shape)), *shape)
-    if any(dim not in (1, wanted) for dim, wanted in zip(padded[:3], scores, strict=False)):
+    known = 3 if values == scores[3] else 4
+    if any(dim not in (1, wanted) for dim, wanted in zip(padded[:known], scores, strict=False)):
         return f"the mask must provably have the dims of the scores or 1 ({_text(padded)} against {_text(scores)})"
     return None
 

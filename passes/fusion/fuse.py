@@ -13,6 +13,7 @@ from optc.passes.fusion import (
     activation,
     affine,
     attention,
+    attention_cache,
     attention_mask,
     casts,
     conv,
@@ -35,10 +36,19 @@ _BROADCASTING_SINCE = 7
 PHASES: tuple[tuple[Rule, ...], ...] = (
     *quantized.PHASES,
     *qdq.PHASES,
-    (*casts.RULES, *pad.RULES, *affine.RULES, attention.matrix_transpose, *attention_mask.RULES, *rotary.RULES),
+    (
+        *casts.RULES,
+        *pad.RULES,
+        *affine.RULES,
+        attention_cache.repeat_heads,
+        attention.matrix_transpose,
+        *attention_mask.RULES,
+        *rotary.RULES,
+    ),
     rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),
     (
+        *attention_cache.RULES,
         norm.layer_norm_no_bias,
         norm.rms_norm,
         gemm.gemm_activation,
