@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,9 +185,11 @@ def _patch_arithmetic(scope: Any) -> None:
 
     def binary_op(left: Any, right: Any, op: Any) -> Any:
         if left.dtype.scalar != _BF16:
-            return binary(left, right, op)
-        result = op(wide(left).data, wide(right).data)
-        return handle(result, tl.int1) if result.dtype == np.bool_ else narrow(handle(result, tl.float32))
+            result = binary(left, right, op)
+            # Triton gives comparisons the type of what is compared, and so what is broadcast from them.
+            return handle(result.data, tl.int1) if result.data.dtype == np.bool_ else result
+        data = op(wide(left).data, wide(right).data)
+        return handle(data, tl.int1) if data.dtype == np.bool_ else narrow(handle(data, tl.float32))
 
     def unary_op(value: Any, op: Any) -> Any:
         return unary(value, op) if value.dtype.scalar != _BF16 else narrow(unary(wide(value), op))
@@ -200,6 +203,8 @@ def _patch_arithmetic(scope: Any) -> None:
         return original_fp_to_fp(source, to, rounding)
 
     original_fp_to_fp = builder.create_fp_to_fp
+    # Checks of every addition for overflow, which nobody reads here, take most of the time.
+    scope.set_attr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
     for name, function in (
         ("cast_impl", cast_impl),
         ("binary_op", binary_op),

@@ -1,0 +1,210 @@
+"""The artifact: a folder ``model.optc`` that holds a compiled model. docs/artifact.md describes the format.
+
+Everything in it is named in the manifest with its size and digest; what is damaged, incomplete or of a newer format is
+refused with the reason. The same model compiled twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from optc.backends.triton.plan import Plan
+from optc.ir.errors import BackendError, OutputError
+
+#: Version of the format. A reader refuses what is newer.
+FORMAT = 1
+MANIFEST, PLAN, WEIGHTS = "manifest.json", "plan.json", "weights.safetensors"
+#: Element types by their names in safetensors and in plans.
+_SAFETENSORS: Mapping[str, tuple[str, Any]] = {
+    "fp64": ("F64", np.float64),
+    "fp32": ("F32", np.float32),
+    "fp16": ("F16", np.float16),
+    "bf16": ("BF16", ml_dtypes.bfloat16),
+    "i64": ("I64", np.int64),
+    "i32": ("I32", np.int32),
+    "i16": ("I16", np.int16),
+    "i8": ("I8", np.int8),
+    "u64": ("U64", np.uint64),
+    "u32": ("U32", np.uint32),
+    "u16": ("U16", np.uint16),
+    "u8": ("U8", np.uint8),
+}
+NUMPY: Mapping[str, Any] = {name: kind for name, (_, kind) in _SAFETENSORS.items()}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact, checked.
+
+    Attributes:
+        path: The folder.
+        manifest: What is said about it.
+        plan: The plan.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    plan: Plan
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file.
+
+        Raises:
+            BackendError: It is missing, or not what was written.
+        """
+        entry = self.manifest["files"].get(name)
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise _damaged(self.path, f"{name} is missing") from error
+        if entry is None or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise _damaged(self.path, f"{name} is not what was written (its digest differs)")
+        return data
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All weights by name; they are mapped, not read."""
+        path = self.path / WEIGHTS
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        kinds = {name: kind for name, kind in _SAFETENSORS.values()}
+        found = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, stop = entry["data_offsets"]
+                raw = data[8 + length + start : 8 + length + stop]
+                found[name] = raw.view(kinds[entry["dtype"]]).reshape(entry["shape"])
+        return found
+
+
+class Writer:
+    """Writes an artifact beside its place, and puts it there when it is whole.
+
+    Args:
+        out: The folder to write.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        try:
+            self._beside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent)
+        except OSError as error:
+            raise OutputError.of(error, out) from error
+        self.folder = Path(self._beside.name) / "artifact"
+        self.folder.mkdir()
+        self._digests: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._beside.cleanup()
+
+    def add(self, name: str, data: bytes | str) -> Path:
+        """Write a file; where it lies for now."""
+        raw = data.encode() if isinstance(data, str) else data
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+        self._digests[name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        return path
+
+    def add_weights(self, tensors: Mapping[str, tuple[str, np.ndarray]], metadata: Mapping[str, str]) -> None:
+        """Write the weights.
+
+        Args:
+            tensors: By name, the type in the plan's words and the contents.
+            metadata: What else a reader may want to know.
+        """
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        position = 0
+        for name, (kind, array) in tensors.items():
+            end = position + array.nbytes
+            header[name] = {
+                "dtype": _SAFETENSORS[kind][0],
+                "shape": list(array.shape),
+                "data_offsets": [position, end],
+            }
+            position = end
+        text = json.dumps(header).encode()
+        text += b" " * (-(8 + len(text)) % 256)
+        digest, path = hashlib.sha256(), self.folder / WEIGHTS
+        with path.open("wb") as stream:
+            for chunk in (struct.pack("<Q", len(text)), text, *_chunks(tensors)):
+                stream.write(chunk)
+                digest.update(chunk)
+        self._digests[WEIGHTS] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+    def finish(self, manifest: Mapping[str, Any]) -> list[Path]:
+        """Write the manifest and put the artifact in its place; the files that it consists of."""
+        data = {"format": FORMAT, **manifest, "files": dict(sorted(self._digests.items()))}
+        (self.folder / MANIFEST).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
+        try:
+            if self.out.exists():
+                if not is_artifact(self.out):
+                    raise OutputError("this is there, and no artifact of optc", where=str(self.out))
+                shutil.rmtree(self.out)
+            self.folder.rename(self.out)
+        except OSError as error:
+            raise OutputError.of(error, self.out) from error
+        return [self.out / MANIFEST, *(self.out / name for name in sorted(self._digests))]
+
+
+def _chunks(tensors: Mapping[str, tuple[str, np.ndarray]]) -> Iterator[bytes]:
+    for _, array in tensors.values():
+        yield np.ascontiguousarray(array).tobytes()
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder looks like an artifact, whole or not."""
+    return path.is_dir() and ((path / MANIFEST).is_file() or path.suffix == ".optc")
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Open an artifact and check that it is whole. Weights are compared by size; cubins when they are loaded.
+
+    Raises:
+        BackendError: It is damaged, or of a newer format.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+    except OSError as error:
+        raise _damaged(path, f"{MANIFEST} is missing") from error
+    except ValueError as error:
+        raise _damaged(path, f"{MANIFEST} is no JSON") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise _damaged(path, f"{MANIFEST} does not say which format this is")
+    if manifest["format"] > FORMAT:
+        raise BackendError(
+            f"its format is {manifest['format']}, this optc reads up to {FORMAT}",
+            where=str(path),
+            hint="run it with the optc that made it, or a newer one",
+        )
+    for name, entry in manifest.get("files", {}).items():
+        file = path / name
+        if not file.is_file():
+            raise _damaged(path, f"{name} is missing")
+        if file.stat().st_size != entry["bytes"]:
+            raise _damaged(path, f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+    unchecked = Artifact(path, manifest, Plan((), (), (), {}, ()))
+    try:
+        plan = Plan.from_json(unchecked.read(PLAN).decode())
+    except ValueError as error:
+        raise _damaged(path, f"{PLAN} cannot be read: {error}") from error
+    return Artifact(path, manifest, plan)
+
+
+def _damaged(path: Path, what: str) -> BackendError:
+    return BackendError(f"the artifact is damaged: {what}", where=str(path), hint="compile the model again")

@@ -1,0 +1,333 @@
+"""Building an artifact: lower the graph, choose tiles, compile every kernel for every target, plan the memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import triton
+
+from optc.backends.triton import memory
+from optc.backends.triton.artifact import PLAN, Writer
+from optc.backends.triton.codegen import Generated, generate
+from optc.backends.triton.lower import Lowering
+from optc.backends.triton.plan import (
+    ITEM_SIZE,
+    Argument,
+    Buffer,
+    KernelEntry,
+    Launch,
+    Plan,
+    Tensor,
+    Variant,
+    number,
+)
+from optc.backends.triton.rules import RULES
+from optc.ir.errors import BackendError
+from optc.ir.functions import FUSED_DOMAIN, inline
+from optc.ir.rewriter import Rewriter
+from optc.ir.targets import Target
+from optc.kernels.base import Specialization
+from optc.kernels.compile import Compiled, compile_kernel
+from optc.kernels.library import KERNELS
+from optc.kernels.tiles import Choice, Tile, choose
+
+#: What a dim is taken to be where only a tile depends on it.
+TYPICAL = 128
+#: The oldest driver that loads what a toolkit makes, by its first number.
+DRIVERS = {"12": "525.60.13", "13": "580.65.06"}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph as launches, before anything is compiled.
+
+    Attributes:
+        plan: The plan; its kernels have no variants yet.
+        generated: The kernels, by name.
+        weights: Contents of the weights by key, with their types.
+        sources: Which initializer each weight is.
+    """
+
+    plan: Plan
+    generated: Mapping[str, Generated]
+    weights: Mapping[str, tuple[str, np.ndarray]]
+    sources: Mapping[str, str]
+
+
+def lower(model: onnx_ir.Model) -> Lowered:
+    """Lower a graph.
+
+    Args:
+        model: The model; fused ops are functions of the domain "optc". It is not changed.
+
+    Raises:
+        BackendError: Some nodes cannot be compiled; all are named.
+    """
+    model = model.clone()
+    rewriter = Rewriter(model)
+    pending = [node for node in model.graph if node.domain == FUSED_DOMAIN]
+    while pending:
+        call = pending.pop()
+        if f"{FUSED_DOMAIN}::{call.op_type}" not in RULES:
+            pending.extend(node for node in inline(rewriter, call) if node.domain == FUSED_DOMAIN)
+    lowering = Lowering(model, rewriter.facts, RULES)
+    lowering.run()
+    return _planned(model, lowering)
+
+
+def _planned(model: onnx_ir.Model, lowering: Lowering) -> Lowered:
+    generated: dict[str, Generated] = {}
+    names: dict[str, str] = {}
+    launches = []
+    for group in lowering.builder.groups:
+        made = generate(group, KERNELS[group.kernel].hooks)
+        name = names.setdefault(made.key(), f"k{len(names):03d}_{group.kernel}")
+        generated.setdefault(name, made)
+        launches.append(
+            Launch(
+                kernel=name,
+                args=tuple(Argument(a.buffer, None if a.dim is None else str(a.dim)) for a in made.arguments),
+                sizes={size: str(value) for size, value in made.sizes.items()},
+                reads=tuple(sorted(group.reads())),
+                writes=tuple(sorted(group.writes())),
+                nodes=made.nodes,
+            )
+        )
+    roles = {
+        **dict.fromkeys(lowering.inputs.values(), "input"),
+        **dict.fromkeys(lowering.outputs.values(), "output"),
+        **dict.fromkeys(lowering.weights, "weight"),
+    }
+    used = {buffer for launch in launches for buffer in (*launch.reads, *launch.writes)} | set(roles)
+    used -= {b for b in lowering.weights if not any(b in launch.reads for launch in launches)}
+    order = sorted(used)
+    renumbered = {old: new for new, old in enumerate(order)}
+    keys = {buffer: f"w{place:04d}" for place, buffer in enumerate(b for b in order if b in lowering.weights)}
+    buffers = tuple(
+        Buffer(roles.get(b, "temporary"), str(lowering.builder.sizes[b][0]), lowering.builder.sizes[b][1], keys.get(b))  # type: ignore[arg-type]
+        for b in order
+    )
+    plan = Plan(
+        inputs=tuple(
+            _tensor(lowering, value, renumbered[lowering.inputs[value.name or ""]])
+            for value in model.graph.inputs
+            if (value.name or "") in lowering.inputs
+        ),
+        outputs=tuple(
+            _tensor(lowering, value, renumbered[lowering.outputs[value.name or ""]]) for value in model.graph.outputs
+        ),
+        buffers=buffers,
+        kernels={
+            name: KernelEntry(
+                kernel=made.kernel,
+                source=f"sources/{name}.py",
+                hooks=made.hooks,
+                types=made.types,
+                sizes=made.literals,
+                grid=KERNELS[made.kernel].grid,
+                variants={},
+            )
+            for name, made in generated.items()
+        },
+        launches=tuple(_renumber(launch, renumbered) for launch in launches),
+    )
+    weights = {
+        keys[b]: (lowering.builder.sizes[b][1], _contents(lowering.weights[b].tensor, lowering.builder.sizes[b][1]))
+        for b in order
+        if b in keys
+    }
+    return Lowered(plan, generated, weights, {keys[b]: lowering.weights[b].name for b in order if b in keys})
+
+
+def _contents(tensor: onnx_ir.TensorProtocol, kind: str) -> np.ndarray:
+    array = np.asarray(tensor.numpy())
+    return array.view(np.int8) if array.dtype == np.bool_ else array
+
+
+def _tensor(lowering: Lowering, value: onnx_ir.Value, buffer: int) -> Tensor:
+    dtype = lowering.facts.dtype(value)
+    assert dtype is not None
+    return Tensor(value.name or "", dtype.name, tuple(map(str, lowering.shape(value))), buffer)
+
+
+def _renumber(launch: Launch, numbers: Mapping[int, int]) -> Launch:
+    return Launch(
+        kernel=launch.kernel,
+        args=tuple(Argument(None if a.buffer is None else numbers[a.buffer], a.value) for a in launch.args),
+        sizes=launch.sizes,
+        reads=tuple(numbers[b] for b in launch.reads),
+        writes=tuple(numbers[b] for b in launch.writes),
+        nodes=launch.nodes,
+    )
+
+
+def load_hooks(path: Path, name: str) -> ModuleType:
+    """The generated hooks of a kernel, imported from their file."""
+    spec = importlib.util.spec_from_file_location(f"optc_generated_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+def specialize(entry: KernelEntry, hooks: ModuleType, tile: Tile) -> Specialization:
+    """A kernel of a plan with its hooks and a tile, as the compiler and the interpreter take it."""
+    return Specialization(
+        KERNELS[entry.kernel],
+        entry.types,
+        entry.sizes,
+        {parameter: getattr(hooks, function) for parameter, function in entry.hooks.items()},
+        tile.constants,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def build(
+    model: onnx_ir.Model, targets: Sequence[Target], out: Path, typical: Mapping[str, int], cache: Path | None
+) -> tuple[Plan, list[Path]]:
+    """Compile a model and write its artifact.
+
+    Args:
+        model: The model; see :func:`lower`.
+        targets: What to compile for.
+        out: The folder to write.
+        typical: Usual sizes of symbolic dims; tiles are chosen for them.
+        cache: A folder with kernels that were compiled before.
+
+    Returns:
+        The plan and the files of the artifact.
+    """
+    arches = {target.arch: target for target in targets if target.arch}
+    lowered = lower(model)
+    bindings = {dim: typical.get(dim, TYPICAL) for dim in lowered.plan.dims}
+    with Writer(out) as writer:
+        kernels = {}
+        for name, made in lowered.generated.items():
+            entry = lowered.plan.kernels[name]
+            hooks = load_hooks(writer.add(entry.source, made.source), name)
+            launch = next(launch for launch in lowered.plan.launches if launch.kernel == name)
+            sizes = {size: number(value, bindings) for size, value in launch.sizes.items()}
+            variants = {}
+            for arch, target in arches.items():
+                choice = _choose(entry, made, hooks, sizes, target, cache)
+                cubin = f"kernels/{arch}/{name}.cubin"
+                writer.add(cubin, choice.compiled.cubin)
+                variants[arch] = _variant(choice, made.constants, cubin)
+            kernels[name] = KernelEntry(**{**vars(entry), "variants": variants})
+        plan = Plan(**{**_fields(lowered.plan), "kernels": kernels})
+        writer.add(PLAN, plan.to_json())
+        writer.add_weights(lowered.weights, {"optc.sources": "manifest.json says which initializer each one is"})
+        files = writer.finish(_manifest(model, plan, lowered, arches))
+    return plan, files
+
+
+def _choose(
+    entry: KernelEntry,
+    made: Generated,
+    hooks: ModuleType,
+    sizes: Mapping[str, int],
+    target: Target,
+    cache: Path | None,
+) -> Choice:
+    arch = int((target.arch or "").removeprefix("sm_"))
+    item = max((ITEM_SIZE[kind[1:]] for kind in entry.types if kind.startswith("*")), default=4)
+
+    def make(tile: Tile) -> Specialization:
+        constants = {**made.constants, **tile.constants}
+        return specialize(entry, hooks, Tile(constants, tile.num_warps, tile.num_stages))
+
+    def compiled(spec: Specialization) -> Compiled:
+        return compile_kernel(spec, arch, cache)
+
+    return choose(entry.kernel, make, compiled, sizes, item, target)
+
+
+def _variant(choice: Choice, constants: Mapping[str, Any], cubin: str) -> Variant:
+    compiled = choice.compiled
+    return Variant(
+        constants={**constants, **choice.tile.constants},
+        num_warps=compiled.num_warps,
+        num_stages=choice.tile.num_stages,
+        cubin=cubin,
+        symbol=compiled.symbol,
+        shared=compiled.shared,
+        parameters=compiled.parameters,
+        cuda=compiled.cuda,
+        registers=compiled.resources.registers,
+        spills=compiled.resources.spills,
+        mma=compiled.resources.instructions["mma"],
+        reason=choice.reason,
+    )
+
+
+def _manifest(
+    model: onnx_ir.Model, plan: Plan, lowered: Lowered, arches: Mapping[str, Target]
+) -> dict[str, Any]:
+    needed = {
+        arch: max((entry.variants[arch].cuda for entry in plan.kernels.values()), key=_version, default="12.0")
+        for arch in arches
+    }
+    static = not plan.dims
+    return {
+        "producer": {"triton": triton.__version__},
+        "targets": {
+            arch: {
+                "built_for": target.name,
+                "cuda": needed[arch],
+                "driver": DRIVERS.get(needed[arch].split(".")[0], ""),
+            }
+            for arch, target in arches.items()
+        },
+        "weights": {key: {"initializer": name, "recipe": "as stored"} for key, name in lowered.sources.items()},
+        "memory": vars(memory.place(plan, {})) | {"offsets": None} if static else None,
+    }
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def _fields(plan: Plan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept between builds: ``OPTC_CACHE``, or the user's cache folder."""
+    given = os.environ.get("OPTC_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "optc" / "kernels"
+
+
+def check_targets(targets: Sequence[Target]) -> None:
+    """Refuse devices that kernels cannot be compiled for.
+
+    Raises:
+        BackendError: One of them is no GPU, or is too old.
+    """
+    for target in targets:
+        if target.arch is None:
+            raise BackendError(
+                f"target {target.name!r} names no architecture to compile for",
+                hint="choose one of those that optc targets lists with an arch, as in --target=a100",
+            )
+        if int(target.arch.removeprefix("sm_")) < 80:
+            raise BackendError(
+                f"target {target.name!r} ({target.arch}) is too old: kernels are compiled for sm_80 and later",
+                hint="use --backend=onnxruntime for it",
+            )

@@ -1,0 +1,262 @@
+"""The plan: which kernels run on which memory, as data. All that a runtime needs besides the cubins and the weights.
+
+Every size is an expression over the symbolic dims of the model's inputs, in the syntax of :func:`optc.ir.dims.parse`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+from optc.ir.dims import evaluate, parse
+from optc.ir.errors import DataError
+
+Role = Literal["input", "output", "weight", "temporary"]
+#: Bytes of an element of a memory type.
+ITEM_SIZE: Mapping[str, int] = {
+    "fp64": 8, "i64": 8, "u64": 8, "fp32": 4, "i32": 4, "u32": 4,
+    "fp16": 2, "bf16": 2, "i16": 2, "u16": 2, "i8": 1, "u8": 1, "fp8e4nv": 1,
+}  # fmt: skip
+#: Kernels count elements in 32 bits.
+_MOST_ELEMENTS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the model.
+
+    Attributes:
+        name: Its name.
+        dtype: Its ONNX element type, as in "FLOAT16".
+        shape: Sizes of its dims.
+        buffer: Where its elements are, in row-major order.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    buffer: int
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A piece of memory.
+
+    Attributes:
+        role: What it is for; temporaries lie in the arena.
+        elements: How many elements it has.
+        type: Their type.
+        weight: For a weight, its key in the weights file.
+    """
+
+    role: Role
+    elements: str
+    type: str
+    weight: str | None = None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A member of a kernel's ``args``: a buffer's address, or a number."""
+
+    buffer: int | None = None
+    value: str | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes:
+        kernel: The kernel's name in the plan.
+        args: The members of ``args``.
+        sizes: The values of all sizes of the kernel.
+        reads: Buffers that it reads.
+        writes: Buffers that it writes.
+        nodes: The nodes of the model that it stands for.
+    """
+
+    kernel: str
+    args: tuple[Argument, ...]
+    sizes: Mapping[str, str]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as compiled for one architecture.
+
+    Attributes:
+        constants: Tile sizes and other compile-time values.
+        num_warps: Warps per block.
+        num_stages: Depth of the software pipeline.
+        cubin: File in the artifact.
+        symbol: The function in it.
+        shared: Bytes of dynamic shared memory.
+        parameters: Bytes of each parameter.
+        cuda: Toolkit version that a driver must know.
+        registers: Per thread.
+        spills: Instructions that move registers to or from memory.
+        mma: Tensor-core instructions.
+        reason: Why this tile.
+    """
+
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+    cubin: str
+    symbol: str
+    shared: int
+    parameters: tuple[int, ...]
+    cuda: str
+    registers: int
+    spills: int
+    mma: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class KernelEntry:
+    """A kernel with its hooks.
+
+    Attributes:
+        kernel: The hand-written kernel.
+        source: File with the generated hooks, in the artifact.
+        hooks: Hook parameter -> function in the source.
+        types: Types of ``args``.
+        sizes: Literal sizes; None for those that a launch passes.
+        grid: Number of programs, over sizes and constants.
+        variants: Per architecture ("sm_80") what was compiled.
+    """
+
+    kernel: str
+    source: str
+    hooks: Mapping[str, str]
+    types: tuple[str, ...]
+    sizes: Mapping[str, int | None]
+    grid: tuple[str, ...]
+    variants: Mapping[str, Variant]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled model without its code and weights.
+
+    Attributes:
+        inputs: What to feed.
+        outputs: What comes back.
+        buffers: All memory, by number.
+        kernels: All kernels, by name.
+        launches: What runs, in order.
+        ranges: Symbolic dims with the smallest and the largest value that they may have; None is any.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    buffers: tuple[Buffer, ...]
+    kernels: Mapping[str, KernelEntry]
+    launches: tuple[Launch, ...]
+    ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; equal plans give equal text."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: It is no plan.
+        """
+        data = json.loads(text)
+        try:
+            kernels = {
+                name: _read(KernelEntry, {
+                    **entry,
+                    "variants": {arch: _read(Variant, variant) for arch, variant in entry["variants"].items()},
+                })
+                for name, entry in data["kernels"].items()
+            }
+            launches = tuple(
+                _read(Launch, {**launch, "args": tuple(_read(Argument, a) for a in launch["args"])})
+                for launch in data["launches"]
+            )
+            return cls(
+                inputs=tuple(_read(Tensor, tensor) for tensor in data["inputs"]),
+                outputs=tuple(_read(Tensor, tensor) for tensor in data["outputs"]),
+                buffers=tuple(_read(Buffer, buffer) for buffer in data["buffers"]),
+                kernels=kernels,
+                launches=launches,
+                ranges={name: (low, high) for name, (low, high) in data["ranges"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a plan: {error!r}") from error
+
+    @cached_property
+    def dims(self) -> tuple[str, ...]:
+        """The symbolic dims of the inputs."""
+        found = {
+            dim: None for tensor in self.inputs for dim in tensor.shape if not dim.isdecimal()
+        }
+        return tuple(found)
+
+    def bind(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """The values of the symbolic dims for inputs of these shapes.
+
+        Raises:
+            DataError: A shape does not fit its input, two inputs disagree on a dim, or a dim is out of its range.
+        """
+        bindings: dict[str, int] = {}
+        places: dict[str, str] = {}
+        for tensor in self.inputs:
+            shape = tuple(shapes[tensor.name])
+            if len(shape) != len(tensor.shape):
+                raise DataError(f"input {tensor.name!r} has {len(tensor.shape)} dims, not {len(shape)}")
+            for axis, (size, dim) in enumerate(zip(shape, tensor.shape, strict=True)):
+                if dim.isdecimal():
+                    if int(dim) != size:
+                        raise DataError(f"dim {axis} of input {tensor.name!r} is {dim}, not {size}")
+                    continue
+                if bindings.setdefault(dim, size) != size:
+                    where = f"{bindings[dim]} in {places[dim]!r}"
+                    raise DataError(f"dim {dim!r} is {where} and {size} in {tensor.name!r}")
+                places.setdefault(dim, tensor.name)
+                low, high = self.ranges.get(dim, (0, None))
+                if size < low or (high is not None and size > high):
+                    allowed = f"from {low} to {high}" if high is not None else f"{low} or more"
+                    raise DataError(
+                        f"dim {dim!r} of input {tensor.name!r} is {size}; the artifact was built for {allowed}",
+                        hint="compile again with a --shape that allows it",
+                    )
+        return bindings
+
+
+def number(expression: str, bindings: Mapping[str, int]) -> int:
+    """The value of a size."""
+    return int(expression) if expression.isdecimal() else evaluate(parse(expression), bindings)
+
+
+def nbytes(buffer: Buffer, bindings: Mapping[str, int]) -> int:
+    """The bytes of a buffer.
+
+    Raises:
+        DataError: It has more elements than kernels can count.
+    """
+    count = number(buffer.elements, bindings)
+    if count > _MOST_ELEMENTS:
+        raise DataError(f"a tensor would have {count} elements, more than the {_MOST_ELEMENTS} that kernels can count")
+    return count * ITEM_SIZE[buffer.type]
+
+
+def _read(kind: Any, data: Mapping[str, Any]) -> Any:
+    """A dataclass from JSON, lists as tuples; unknown keys are refused."""
+    known = {item.name for item in fields(kind)}
+    if set(data) - known:
+        raise TypeError(f"{kind.__name__} has no {sorted(set(data) - known)}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})

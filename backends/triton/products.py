@@ -1,0 +1,234 @@
+"""Matrix products and convolutions, all as one kernel: what differs is how its operands are addressed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir
+
+from optc.backends.triton.expressions import Address, Expr
+from optc.backends.triton.groups import Coordinates, Group, Value
+from optc.backends.triton.layout import Index, variable
+from optc.backends.triton.lower import Lowering, Rule, Unsupported
+from optc.ir.dims import Dim, equal, product
+from optc.ir.ops import int_attr, ints_attr
+
+_T = onnx_ir.DataType
+_PRODUCTS = frozenset({_T.FLOAT, _T.FLOAT16, _T.BFLOAT16})
+#: Reads an element of an operand: coordinates (z, row, column) as indices.
+Read = Callable[[Index, Index, Index], Expr]
+
+
+def matmul(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """MatMul: products of the last two axes; what is a matrix for the whole batch is one tall product."""
+    a, b, output = lowering.needed(node, 0), lowering.needed(node, 1), node.outputs[0]
+    shape = lowering.shape(output)
+    if len(a.shape) == 1 or len(b.shape) == 1:
+        raise Unsupported("products with vectors are not supported")
+    whole = [*shape[:-2], a.shape[-2], b.shape[-1]]
+    contracted = a.shape[-1]
+    if not equal(contracted, b.shape[-2]):
+        raise Unsupported(f"whether {contracted} is {b.shape[-2]} depends on the run")
+    if all(equal(dim, 1) for dim in b.shape[:-2]):
+        batch, rows = [], [*shape[:-2], a.shape[-2]]
+    else:
+        batch, rows = list(shape[:-2]), [a.shape[-2]]
+
+    def read_a(z: Index, m: Index, k: Index) -> Expr:
+        lead = (*z.split(batch), *m.split(rows))
+        return _operand(lowering, a, (*_own(lowering, a, lead[:-1], whole[:-2]), lead[-1], k))
+
+    def read_b(z: Index, k: Index, n: Index) -> Expr:
+        lead = z.split(batch) if batch else tuple(Index() for _ in whole[:-2])
+        return _operand(lowering, b, (*_own(lowering, b, lead, whole[:-2]), k, n))
+
+    _in_memory(lowering, a)
+    _in_memory(lowering, b)
+    group = _product(lowering, node, (a, b), product(batch), product(rows), shape[-1], contracted, read_a, read_b)
+    z, m, n = _results(group)
+    lowering.anchor(output, group, (*z.split(batch), *m.split(rows), n))
+
+
+def gemm(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """Gemm: alpha * A' B' + beta * C."""
+    a, b, output = lowering.needed(node, 0), lowering.needed(node, 1), node.outputs[0]
+    c = lowering.operand(node, 2)
+    shape = lowering.shape(output)
+    across_a, across_b = int_attr(node, "transA", 0), int_attr(node, "transB", 0)
+    contracted = a.shape[0 if across_a else 1]
+
+    def read_a(z: Index, m: Index, k: Index) -> Expr:
+        return _operand(lowering, a, (k, m) if across_a else (m, k))
+
+    def read_b(z: Index, k: Index, n: Index) -> Expr:
+        return _operand(lowering, b, (n, k) if across_b else (k, n))
+
+    _in_memory(lowering, a)
+    _in_memory(lowering, b)
+    group = _product(lowering, node, (a, b), 1, shape[0], shape[1], contracted, read_a, read_b)
+    _, m, n = _results(group)
+    expr = lowering.pool.make("anchor", (), "fp32", id(group))
+    alpha, beta = (
+        node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta")
+    )
+    expr = _scaled(lowering, expr, alpha)
+    if c is not None and beta != 0:
+        bias = lowering.element(c, lowering.broadcast(c, (m, n), shape))
+        expr = lowering.pool.make("({0} + {1})", (expr, _scaled(lowering, bias, beta)), "fp32")
+    dtype = lowering.dtype(output)
+    lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=(m, n)))
+
+
+def _scaled(lowering: Lowering, x: Expr, factor: float) -> Expr:
+    if factor == 1.0:
+        return x
+    return lowering.pool.make("({0} * {1})", (x, lowering.pool.number(factor, "fp32")), "fp32")
+
+
+def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """Conv as a product without an image of columns: the kernel computes where it reads (implicit GEMM).
+
+    Rows are the places of the result, columns its channels; the contracted axis runs over the window, and innermost
+    over the channels of the group. Groups are the batch.
+    """
+    x, weight, output = lowering.needed(node, 0), lowering.needed(node, 1), node.outputs[0]
+    bias = lowering.operand(node, 2)
+    shape, spatial = lowering.shape(output), len(x.shape) - 2
+    groups = int_attr(node, "group", 1)
+    window = [_int(size, "its window") for size in weight.shape[2:]]
+    strides = ints_attr(node, "strides") or (1,) * spatial
+    dilations = ints_attr(node, "dilations") or (1,) * spatial
+    before = _padding(lowering, node, x.shape[2:], shape[2:], window, strides, dilations)
+    per_group = _int(weight.shape[1], "its channels")
+    filters = _int(weight.shape[0], "its filters") // groups
+    source = lowering.stored(x)
+    kernel = lowering.stored(weight)
+    places = [shape[0], *shape[2:]]
+
+    def read_x(z: Index, m: Index, k: Index) -> Expr:
+        image, *at = m.split(places)
+        *offset, channel = k.split([*window, per_group])
+        guard: Expr | None = None
+        coordinates = []
+        for axis in range(spatial):
+            index = at[axis] * strides[axis] + offset[axis] * dilations[axis] + -before[axis]
+            coordinates.append(index)
+            reach = (window[axis] - 1) * dilations[axis] + 1
+            if before[axis] or not _fits(x.shape[2 + axis], shape[2 + axis], strides[axis], reach):
+                size = lowering.size(x.shape[2 + axis], "i32")
+                within = lowering.pool.make("(({0} >= 0) & ({0} < {1}))", (lowering.pool.index(index), size), "i1")
+                guard = lowering.builder.both(guard, within)
+        address = source.address((image, z * per_group + channel, *coordinates))
+        where = Address(source.buffer, x.memory, address, (), guard is not None)
+        return lowering.pool.make("load", () if guard is None else (guard,), x.memory, where)
+
+    def read_w(z: Index, k: Index, n: Index) -> Expr:
+        *offset, channel = k.split([*window, per_group])
+        where = Address(kernel.buffer, weight.memory, kernel.address((z * filters + n, channel, *offset)))
+        return lowering.pool.make("load", (), weight.memory, where)
+
+    contracted = per_group * product(window)
+    group = _product(lowering, node, (x, weight), groups, product(places), filters, contracted, read_x, read_w)
+    z, m, n = _results(group)
+    channel = z * filters + n
+    image, *at = m.split(places)
+    expr = lowering.pool.make("anchor", (), "fp32", id(group))
+    if bias is not None:
+        expr = lowering.pool.make("({0} + {1})", (expr, lowering.element(bias, (channel,))), "fp32")
+    dtype = lowering.dtype(output)
+    lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=(image, channel, *at)))
+
+
+def _padding(
+    lowering: Lowering,
+    node: onnx_ir.Node,
+    sizes: Sequence[Dim],
+    results: Sequence[Dim],
+    window: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> list[int]:
+    """How many elements are added in front of each axis."""
+    attribute = node.attributes.get("auto_pad")
+    mode = "NOTSET" if attribute is None else attribute.as_string()
+    if mode in ("NOTSET", "VALID"):
+        pads = ints_attr(node, "pads") if mode == "NOTSET" else None
+        return list(pads[: len(window)]) if pads else [0] * len(window)
+    found = []
+    for size, result, reach, stride, dilation in zip(sizes, results, window, strides, dilations, strict=True):
+        if not isinstance(size, int) or not isinstance(result, int):
+            raise Unsupported("how much it pads depends on the run")
+        total = max((result - 1) * stride + (reach - 1) * dilation + 1 - size, 0)
+        found.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
+    return found
+
+
+def _fits(size: Dim, result: Dim, stride: int, reach: int) -> bool:
+    """Whether the last window lies inside without padding."""
+    return isinstance(size, int) and isinstance(result, int) and (result - 1) * stride + reach <= size
+
+
+def _int(dim: Dim, what: str) -> int:
+    if not isinstance(dim, int):
+        raise Unsupported(f"{what} ({dim}) is not known")
+    return dim
+
+
+def _in_memory(lowering: Lowering, x: Value) -> None:
+    """What a product reads many times is in memory, unless reading it is a mere load from somewhere else."""
+    if x.view is None and x.compute is not None:
+        probe = x.compute(tuple(variable(f"probe{place}", dim) for place, dim in enumerate(x.shape)), None)
+        if probe.op == "load" and not probe.data.strides:
+            return
+    lowering.stored(x)
+
+
+def _operand(lowering: Lowering, x: Value, coordinates: Coordinates) -> Expr:
+    """An element as it lies in memory: tensor cores take 16-bit operands."""
+    if x.view is not None:
+        return lowering.builder.load(x.view, x.memory, x.memory, coordinates)
+    expr = lowering.element(x, coordinates)
+    return lowering.pool.make("load", expr.args, x.memory, expr.data)
+
+
+def _own(lowering: Lowering, x: Value, lead: Coordinates, shape: Sequence[Dim]) -> Coordinates:
+    """The leading coordinates of a matrix among those of the whole batch."""
+    leading = Value(x.shape[:-2], x.dtype)
+    return lowering.broadcast(leading, lead, shape)
+
+
+def _product(
+    lowering: Lowering,
+    node: onnx_ir.Node,
+    operands: tuple[Value, Value],
+    batch: Dim,
+    rows: Dim,
+    columns: Dim,
+    contracted: Dim,
+    read_a: Read,
+    read_b: Read,
+) -> Group:
+    """A new group for ``batch`` products of (rows, contracted) and (contracted, columns)."""
+    a, b = operands
+    if a.dtype != b.dtype or a.dtype not in _PRODUCTS:
+        raise Unsupported(f"products of {a.dtype.name.lower()} and {b.dtype.name.lower()} are not supported")
+    space = {"z": batch, "m": rows, "n": columns}
+    group = Group(
+        "matmul",
+        space,
+        {"M": rows, "N": columns, "K": contracted, "BATCH": batch},
+        nodes=[node.name or node.outputs[0].name or ""],
+    )
+    z, m, n = (variable(name, extent) for name, extent in space.items())
+    k = variable("k", contracted)
+    group.results = {"LOAD_A": read_a(z, m, k), "LOAD_B": read_b(z, k, n)}
+    group.reduced = {"k": contracted}
+    return lowering.builder.add(group)
+
+
+def _results(group: Group) -> tuple[Index, Index, Index]:
+    z, m, n = (variable(name, group.space[name]) for name in ("z", "m", "n"))
+    return z, m, n
+
+
+RULES: dict[str, Rule] = {"MatMul": matmul, "Gemm": gemm, "Conv": convolution}

@@ -1,0 +1,152 @@
+"""Operators on whole rows: normalizations, softmax, reductions. They take the pointwise work around them along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir
+
+from optc.backends.triton.groups import Group, Value
+from optc.backends.triton.layout import Index, flat, variable
+from optc.backends.triton.lower import Lowering, Rule, Unsupported
+from optc.ir.dims import product
+from optc.ir.ops import axes_of, axis_of, int_attr
+
+#: Rows up to this many elements are held in registers.
+MAX_ROW = 16384
+_REDUCTIONS = {
+    "ReduceSum": "sum",
+    "ReduceMean": "mean",
+    "ReduceMax": "max",
+    "ReduceMin": "min",
+    "ReduceProd": "prod",
+    "ReduceSumSquare": "sumsquare",
+    "ReduceL1": "l1",
+    "ReduceL2": "l2",
+    "ReduceLogSumExp": "logsumexp",
+    "GlobalAveragePool": "mean",
+    "GlobalMaxPool": "max",
+}
+
+
+class Rows:
+    """A group that visits a tensor row by row.
+
+    Args:
+        lowering: The lowering.
+        node: The node.
+        x: The tensor.
+        axes: The axes that make up a row.
+        kernel: The kernel for rows that fit into registers; that for longer ones is called ``kernel_loop``.
+        hook: The kernel's hook that reads; it reads once, so that it may write as well, but in loops.
+    """
+
+    def __init__(
+        self, lowering: Lowering, node: onnx_ir.Node, x: Value, axes: Sequence[int], kernel: str, hook: str = "LOAD"
+    ) -> None:
+        others = [axis for axis in range(len(x.shape)) if axis not in axes]
+        rows, columns = product(x.shape[axis] for axis in others), product(x.shape[axis] for axis in axes)
+        fits = kernel == "rows_reduce" or (isinstance(columns, int) and columns <= MAX_ROW)
+        group = Group(
+            kernel if fits else f"{kernel}_loop",
+            {"row": rows, "j": columns},
+            {"ROWS": rows, "COLUMNS": columns},
+            early_hook=hook if fits else None,
+            nodes=[node.name or node.outputs[0].name or ""],
+        )
+        row = variable("row", rows).split([x.shape[axis] for axis in others])
+        column = variable("j", columns).split([x.shape[axis] for axis in axes])
+        place = dict(zip((*others, *axes), (*row, *column), strict=True))
+        self.group, self.lowering = group, lowering
+        self.coordinates = tuple(place[axis] for axis in range(len(x.shape)))
+        self.kept = tuple(place[axis] for axis in others)
+        lowering.builder.add(group)
+        lowering.absorb(x, group, flat(self.coordinates, x.shape))
+        if x.group is group:
+            assert x.expr is not None
+            group.results[hook] = lowering.pool.cast(x.expr, "fp32")
+        else:
+            group.results[hook] = lowering.pool.cast(lowering.element(x, self.coordinates), "fp32")
+
+
+def layer_norm(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """LayerNormalization over the last axes; scale and bias are the epilogue's."""
+    _normalized(lowering, node, center=True)
+
+
+def rms_norm(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """RMSNormalization over the last axes."""
+    _normalized(lowering, node, center=False)
+
+
+def _normalized(lowering: Lowering, node: onnx_ir.Node, center: bool) -> None:
+    if any(value.name and (value.uses() or value.is_graph_output()) for value in node.outputs[1:]):
+        raise Unsupported("its mean and deviation are read")
+    x, output = lowering.needed(node, 0), node.outputs[0]
+    shape, dtype = lowering.shape(output), lowering.dtype(output)
+    axis = axis_of(node, lowering.facts, -1)
+    if axis is None:
+        raise Unsupported("its axis is not known")
+    rows = Rows(lowering, node, x, range(axis, len(shape)), "rows_norm")
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    rows.group.constants = {"EPSILON": epsilon, "CENTER": center}
+    expr = lowering.pool.make("anchor", (), "fp32", id(rows.group))
+    for place, code in ((1, "({0} * {1})"), (2, "({0} + {1})")):
+        parameter = lowering.operand(node, place)
+        if parameter is not None:
+            element = lowering.element(parameter, lowering.broadcast(parameter, rows.coordinates, shape))
+            expr = lowering.pool.make(code, (expr, element), "fp32")
+    made = Value(shape, dtype, group=rows.group, expr=expr, coordinates=rows.coordinates)
+    lowering.define(output, made)
+
+
+def softmax(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """Softmax and LogSoftmax over one axis (over all axes from one on, before opset 13)."""
+    x, output = lowering.needed(node, 0), node.outputs[0]
+    old = lowering.facts.opset() < 13
+    axis = axis_of(node, lowering.facts, 1 if old else -1)
+    if axis is None:
+        raise Unsupported("its axis is not known")
+    axes = range(axis, len(x.shape)) if old else (axis,)
+    rows = Rows(lowering, node, x, axes, "rows_softmax")
+    rows.group.constants = {"LOG": node.op_type == "LogSoftmax"}
+    lowering.anchor(output, rows.group, rows.coordinates)
+
+
+def reduced(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """Reductions over any axes."""
+    x, output = lowering.needed(node, 0), node.outputs[0]
+    if node.op_type.startswith("Global"):
+        axes: tuple[int, ...] | None = tuple(range(2, len(x.shape)))
+        keep = True
+    else:
+        axes, keep = axes_of(node, lowering.facts), bool(int_attr(node, "keepdims", 1))
+    if axes is None:
+        raise Unsupported("its axes are computed")
+    if not x.register.startswith("fp"):
+        raise Unsupported(f"reductions of {x.dtype.name.lower()} are not supported")
+    if not axes:
+        lowering.define(output, x)
+        return
+    rows = Rows(lowering, node, x, axes, "rows_reduce")
+    rows.group.constants = {"KIND": _REDUCTIONS[node.op_type]}
+    kept = iter(rows.kept)
+    if keep:
+        coordinates = tuple(Index() if axis in axes else next(kept) for axis in range(len(x.shape)))
+    else:
+        coordinates = tuple(kept)
+    rows.group.space = {"row": rows.group.space["row"]}
+    rows.group.reduced = {"j": rows.group.sizes["COLUMNS"]}
+    lowering.anchor(output, rows.group, coordinates)
+
+
+RULES: dict[str, Rule] = {
+    "LayerNormalization": layer_norm,
+    "RMSNormalization": rms_norm,
+    "SimplifiedLayerNormalization": rms_norm,
+    "optc::LayerNormalization": layer_norm,
+    "optc::SimplifiedLayerNormalization": rms_norm,
+    "Softmax": softmax,
+    "LogSoftmax": softmax,
+    **dict.fromkeys(_REDUCTIONS, reduced),
+}

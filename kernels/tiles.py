@@ -1,0 +1,200 @@
+"""Choosing tiles without a GPU: rules propose, the compiler disposes, arithmetic ranks.
+
+Rules give a few candidates per kernel. Each is compiled, and what the cubin says of registers, spills and shared
+memory tells how many blocks a multiprocessor holds. The rank is an *estimate* of time: waves of blocks times the work
+of one, over how well a tile of that form feeds the tensor cores or the memory. Nothing here was measured on a GPU.
+
+Sources of the rules: Triton's tutorials and ``triton_kernels`` (clamped powers of two), CUTLASS' profiled tile sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optc.ir.targets import Target
+from optc.kernels.base import Specialization, evaluate_grid
+from optc.kernels.compile import Compiled
+
+_REGISTERS, _MAX_WARPS, _MAX_BLOCKS = 65536, 48, 24
+#: Shared memory that the system keeps of every block.
+_RESERVED_SHARED = 1024
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Compile-time values of a kernel, and how it is run."""
+
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tile that was chosen, as compiled, and why."""
+
+    tile: Tile
+    compiled: Compiled
+    reason: str
+
+
+Sizes = Mapping[str, int]
+
+
+def choose(
+    kernel: str,
+    make: Callable[[Tile], Specialization],
+    build: Callable[[Specialization], Compiled],
+    sizes: Sizes,
+    item: int,
+    target: Target,
+    most: int = 2,
+) -> Choice:
+    """The best of a few tiles.
+
+    Args:
+        kernel: The kernel's name.
+        make: Makes the kernel for a tile.
+        build: Compiles it.
+        sizes: Typical values of the kernel's sizes.
+        item: Bytes of an element of its operands.
+        target: The device.
+        most: How many tiles to look at; more if they spill.
+    """
+    proposed = ranked(kernel, sizes, item, target)
+    found: list[tuple[float, Choice]] = []
+    for tile in proposed:
+        spec = make(tile)
+        compiled = build(spec)
+        if compiled.shared > (target.shared_memory or 0):
+            continue
+        cost, reason = _judge(spec, compiled, sizes, target)
+        found.append((cost, Choice(tile, compiled, reason)))
+        if len(found) >= most and any(not choice.compiled.resources.spills for _, choice in found):
+            break
+    clean = [entry for entry in found if not entry[1].compiled.resources.spills]
+    if not found:
+        raise ValueError(f"no tile of kernel {kernel!r} fits into the shared memory of {target.name}")
+    return min(clean or found, key=lambda entry: entry[0])[1]
+
+
+def ranked(kernel: str, sizes: Sizes, item: int, target: Target) -> list[Tile]:
+    """Tiles that the rules propose, by what they are expected to cost, the cheapest first."""
+    proposed = _RULES[kernel](sizes, item)
+    if kernel != "matmul":
+        return proposed
+    return sorted(proposed, key=lambda tile: _matmul_cost(tile.constants, sizes, target.sm_count or 1, 1))
+
+
+def _judge(spec: Specialization, compiled: Compiled, sizes: Sizes, target: Target) -> tuple[float, str]:
+    """An estimate of the cost of a launch, and what it follows from."""
+    blocks = math.prod(evaluate_grid(spec.kernel.grid, {**spec.values, **sizes}))
+    resident = occupancy(compiled, target)
+    waves = blocks / max(1, resident * (target.sm_count or 1))
+    parts = [f"{key.removeprefix('BLOCK_').lower()} {value}" for key, value in spec.constants.items() if "BLOCK" in key]
+    text = (
+        f"{', '.join(parts)}, {compiled.num_warps} warps, {spec.num_stages} stages: {blocks} blocks, "
+        f"{resident} at a time on each of {target.sm_count} multiprocessors, {waves:.2f} waves; "
+        f"{compiled.resources.registers} registers, {compiled.resources.spills} spills, "
+        f"{compiled.shared / 1024:.0f} KiB shared"
+    )
+    if spec.kernel.name != "matmul":
+        return math.ceil(waves) / max(1, resident), text
+    cost = _matmul_cost(spec.values, sizes, target.sm_count or 1, resident)
+    return cost, text
+
+
+def _matmul_cost(constants: Mapping[str, Any], sizes: Sizes, multiprocessors: int, resident: int) -> float:
+    """Relative time of a product: rounds of tiles, times the work of one over how well its form feeds the cores.
+
+    A tile of m x n reads m + n for every m * n products, so small tiles wait for memory.
+    """
+    m, n = constants["BLOCK_M"], constants["BLOCK_N"]
+    tiles = -(-sizes["M"] // m) * -(-sizes["N"] // n) * sizes["BATCH"]
+    rounds = -(-tiles // multiprocessors)
+    feed = m * n / (m * n + 32 * (m + n))
+    hidden = 0.75 if resident == 1 else 1.0  # a second block computes while the first one waits
+    return rounds * m * n / feed / hidden
+
+
+def occupancy(compiled: Compiled, target: Target) -> int:
+    """Blocks that a multiprocessor holds at a time."""
+    registers = -(-max(compiled.resources.registers, 1) * 32 // 256) * 256 * compiled.num_warps
+    shared = (target.shared_memory or 0) + _RESERVED_SHARED
+    limits = [_MAX_BLOCKS, _MAX_WARPS // compiled.num_warps, _REGISTERS // registers]
+    limits.append(shared // (compiled.shared + _RESERVED_SHARED))
+    return max(1, min(limits))
+
+
+def _power(n: int, low: int, high: int) -> int:
+    """The power of two that holds ``n``, within bounds."""
+    return min(max(1 << max(n - 1, 0).bit_length(), low), high)
+
+
+#: (m, n, k, warps, stages) for 16-bit operands; 32-bit ones take half of k.
+_MATMUL_TILES = (
+    (128, 256, 32, 8, 3),
+    (128, 128, 32, 8, 3),
+    (128, 128, 64, 8, 3),
+    (128, 64, 32, 4, 4),
+    (64, 128, 32, 4, 4),
+    (64, 64, 64, 4, 4),
+    (32, 128, 64, 4, 4),
+    (32, 64, 64, 4, 4),
+    (16, 128, 64, 4, 4),
+    (16, 64, 128, 4, 3),
+    (64, 32, 64, 4, 4),
+    (128, 32, 32, 4, 4),
+    (32, 32, 64, 2, 4),
+    (16, 32, 128, 2, 4),
+    (16, 16, 128, 1, 4),
+)
+
+
+def _matmul(sizes: Sizes, item: int) -> list[Tile]:
+    wide, tall = _power(sizes["N"], 16, 256), _power(sizes["M"], 16, 128)
+    depth = _power(sizes["K"], 16, 128)
+    found: dict[tuple[int, ...], None] = {}
+    for m, n, k, warps, stages in _MATMUL_TILES:
+        if m > tall or n > wide:
+            continue
+        k = min(k if item <= 2 else k // 2, depth)
+        loops = -(-sizes["K"] // max(k, 16))
+        found[(m, n, max(k, 16), warps, max(1, min(stages, loops)))] = None
+    return [Tile({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, warps, stages) for m, n, k, warps, stages in found]
+
+
+def _pointwise(sizes: Sizes, item: int) -> list[Tile]:
+    """16 bytes for every thread of four warps; less where that leaves most multiprocessors without work."""
+    block = 128 * max(1, 16 // max(item, 1))
+    while block > 128 and sizes["COUNT"] < 128 * block:
+        block //= 2
+    return [Tile({"BLOCK": max(block, 128)}, 4, 1)]
+
+
+def _rows(sizes: Sizes, item: int) -> list[Tile]:
+    """Whole rows, several where they are short; about 8 elements a thread."""
+    block = _power(sizes["COLUMNS"], 16, 16384)
+    rows = max(1, min(1024 // block, 8)) if sizes["ROWS"] >= 1024 else 1
+    warps = min(max(1, rows * block // 256), 16)
+    return [Tile({"BLOCK": block, "ROWS_PER": rows}, warps, 1)]
+
+
+def _long_rows(sizes: Sizes, item: int) -> list[Tile]:
+    """Pieces of rows."""
+    block = _power(sizes["COLUMNS"], 64, 4096)
+    return [Tile({"BLOCK": block, "ROWS_PER": 1}, min(max(1, block // 512), 8), 1)]
+
+
+_RULES: Mapping[str, Callable[[Sizes, int], list[Tile]]] = {
+    "matmul": _matmul,
+    "pointwise": _pointwise,
+    "rows_norm": _rows,
+    "rows_softmax": _rows,
+    "rows_norm_loop": _long_rows,
+    "rows_softmax_loop": _long_rows,
+    "rows_reduce": _long_rows,
+}
