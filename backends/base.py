@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -167,4 +167,15 @@ class Backend(Protocol):
 
     def open(self, path: Path, **options: Any) -> Runner:
         """Open an artifact that :meth:`emit` wrote."""
+        ...
+
+
+@runtime_checkable
+class CompilingBackend(Backend, Protocol):
+    """A backend that generates code: it takes fused ops as they are, and may build for several devices at once."""
+
+    def compile(
+        self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, int]
+    ) -> Artifact:
+        """Write ``model`` for ``targets`` to ``out``, whole or not at all; ``shapes`` are usual sizes of its dims."""
         ...

@@ -59,12 +59,6 @@ class PlannedBackend:
         raise BackendError(f"the {self.name} backend is {self.probe().reason}", hint="use --backend=onnxruntime")
 
 
-TRITON = PlannedBackend(
-    "triton",
-    "triton",
-    "pip install triton (Linux, x86-64)",
-    "the whole graph as fused GPU kernels, compiled ahead of time",
-)
 TENSORRT = PlannedBackend(
     "tensorrt",
     "tensorrt",

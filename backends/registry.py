@@ -12,7 +12,7 @@ from optc.ir.registry import Registry
 BUILTIN: dict[str, str] = {
     "onnxruntime": "optc.backends.ort:OnnxRuntimeBackend",
     "tensorrt": "optc.backends.planned:TENSORRT",
-    "triton": "optc.backends.planned:TRITON",
+    "triton": "optc.backends.triton.backend:TritonBackend",
 }
 
 

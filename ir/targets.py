@@ -21,6 +21,7 @@ class Target:
         summary: One line on it.
         kind: "cpu" or "gpu".
         provider: The ONNX Runtime execution provider that runs on it.
+        backend: The backend that compiles for it where none is named.
         capabilities: Named abilities ("int8-tensor-core", "sparse-2:4", ...).
         arch: The compiler's name of the architecture ("sm_80"), if it has one.
         sm_count: Streaming multiprocessors.
@@ -34,6 +35,7 @@ class Target:
     summary: str
     kind: str
     provider: str
+    backend: str = "onnxruntime"
     capabilities: frozenset[str] = frozenset()
     arch: str | None = None
     sm_count: int | None = None

@@ -10,6 +10,5 @@ from optc.kernels.pointwise import POINTWISE
 from optc.kernels.rows import NORM, NORM_LOOP, REDUCE, SOFTMAX, SOFTMAX_LOOP
 
 KERNELS: Mapping[str, Kernel] = {
-    kernel.name: kernel
-    for kernel in (MATMUL, POINTWISE, NORM, NORM_LOOP, SOFTMAX, SOFTMAX_LOOP, REDUCE)
+    kernel.name: kernel for kernel in (MATMUL, POINTWISE, NORM, NORM_LOOP, SOFTMAX, SOFTMAX_LOOP, REDUCE)
 }

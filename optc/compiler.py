@@ -14,7 +14,7 @@ import onnx_ir
 
 from optc import reproducer
 from optc.backends import ort_kernels
-from optc.backends.base import Artifact, Backend, Runner
+from optc.backends.base import Artifact, Backend, CompilingBackend, Runner
 from optc.backends.ort_eval import Evaluator
 from optc.environment import Environment
 from optc.inputs import symbols
@@ -29,11 +29,14 @@ from optc.measure import Measure
 from optc.options import Options
 from optc.passes.base import Numerics, Pass
 from optc.passes.manager import PassManager, PassRecord, PipelineResult, skip_passes
-from optc.passes.pipeline import Pipeline, leaves, print_pipeline
+from optc.passes.pipeline import Pipeline, leaves, print_pipeline, without
 from optc.plugins import environment as default_environment
 from optc.progress import Progress, Silent
 from optc.report import Report, Verification
 from optc.verification import Verifier
+
+#: Passes that write a graph for a runtime with a fixed set of kernels; a backend that compiles does without.
+_FOR_RUNTIMES = frozenset({"emit"})
 
 
 @dataclass
@@ -86,8 +89,20 @@ def open_artifact(path: str | os.PathLike[str], *, environment: Environment | No
         options: Options of the backend's runner (threads, providers, ...).
     """
     path = Path(path)
+    backends = (environment or default_environment()).backends
+    if path.is_dir():
+        return backends.get("triton").open(path, **options)
     load(path)  # what is no model, or lacks its data, is refused in plain words; weights are not read
-    return (environment or default_environment()).backends.get("onnxruntime").open(path, **options)
+    return backends.get("onnxruntime").open(path, **options)
+
+
+def chosen_backend(options: Options, target: Target) -> str:
+    """The backend that is named; else the target's, unless what is asked for is a model."""
+    if options.backend is not None:
+        return options.backend
+    if options.output is None or options.output.suffix == ".onnx":
+        return "onnxruntime"
+    return "triton" if options.output.suffix == ".optc" else target.backend
 
 
 class _Compile:
@@ -95,9 +110,16 @@ class _Compile:
 
     def __init__(self, options: Options, environment: Environment, progress: Progress) -> None:
         self.options, self.environment, self.progress = options, environment, progress
-        self.target: Target = find_target(options.target, environment.targets)
-        self.backend: Backend = environment.backends.get(options.backend)
+        self.targets = [find_target(name.strip(), environment.targets) for name in options.target.split(",")]
+        self.target: Target = self.targets[0]
+        self.backend: Backend = environment.backends.get(chosen_backend(options, self.target))
         pipeline = environment.pipeline(options.level, options.passes)
+        if isinstance(self.backend, CompilingBackend):
+            pipeline = without(pipeline, _FOR_RUNTIMES)
+        elif len(self.targets) > 1:
+            raise UsageError(
+                f"the {self.backend.name} backend builds for one target at a time", hint="--backend=triton for several"
+            )
         self.pipeline: Pipeline = skip_passes(pipeline, list(options.skip))
         _check_output(options.output)
 
@@ -149,6 +171,7 @@ class _Compile:
         report = Report.of(
             source=source,
             options=self.options,
+            backend=self.backend.name,
             target=self.target,
             pipeline=print_pipeline(self.pipeline),
             original=original,
@@ -219,7 +242,7 @@ class _Compile:
         )
         self.progress.start(stage, len(list(leaves(self.pipeline))))
         result = manager.run(original.clone(), self.pipeline)
-        if has_fused_ops(result.model):
+        if has_fused_ops(result.model) and not isinstance(self.backend, CompilingBackend):
             # "emit" was skipped or rolled back: nothing is written that a runtime might not know.
             result.model = expanded(result.model)
         self.progress.finish(stage)
@@ -228,7 +251,10 @@ class _Compile:
     def _emit(self, model: onnx_ir.Model) -> Artifact:
         assert self.options.output is not None
         self.progress.start("emit")
-        artifact = self.backend.emit(model, self.target, self.options.output)
+        if isinstance(self.backend, CompilingBackend):
+            artifact = self.backend.compile(model, self.targets, self.options.output, self.options.shapes)
+        else:
+            artifact = self.backend.emit(model, self.target, self.options.output)
         self.progress.finish("emit")
         return artifact
 
@@ -269,7 +295,7 @@ def _check_output(output: Path | None) -> None:
     folder = output.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"the folder {str(folder)!r} does not exist", where=str(output), hint="create it first")
-    if output.is_dir():
+    if output.is_dir() and output.suffix != ".optc":
         raise OutputError("this is a folder", where=str(output), hint="name a file in it")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"the folder {str(folder)!r} is not writable", where=str(output), hint="choose another one")

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir
@@ -45,6 +45,19 @@ def input_specs(model: onnx_ir.Model) -> tuple[ValueSpec, ...]:
     """
     values = [value for value in model.graph.inputs if (value.name or "") not in model.graph.initializers]
     return tuple(_ranked(ValueSpec.of(value), value) for value in values)
+
+
+def signature(inputs: Sequence[ValueSpec]) -> onnx_ir.Model:
+    """A model that has these inputs and computes nothing: what stands for an artifact where inputs are drawn."""
+    values = [
+        onnx_ir.Value(
+            name=spec.name,
+            type=onnx_ir.TensorType(spec.dtype) if spec.dtype is not None else None,
+            shape=onnx_ir.Shape(spec.shape) if spec.shape is not None else None,
+        )
+        for spec in inputs
+    ]
+    return onnx_ir.Model(onnx_ir.Graph(values, [], nodes=[], opset_imports={"": 17}), ir_version=8)
 
 
 def symbols(model: onnx_ir.Model) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ class Options:
 
     Attributes:
         level: Optimization level, 0 to 3.
-        target: Name of the target; see ``optc targets``.
-        backend: Name of the backend that emits the artifact.
+        target: Name of the target, or several with commas between them; see ``optc targets``.
+        backend: Name of the backend that emits the artifact; None chooses by the target and the output's ending.
         output: Where to write it; None keeps the result in memory.
         passes: Pipeline text that replaces the level's.
         skip: Names of passes to leave out.
@@ -46,7 +46,7 @@ class Options:
 
     level: int = 2
     target: str = "cpu"
-    backend: str = "onnxruntime"
+    backend: str | None = None
     output: Path | None = None
     passes: str | None = None
     skip: tuple[str, ...] = ()

@@ -354,6 +354,7 @@ class Report:
         *,
         source: ModelSource,
         options: Options,
+        backend: str,
         target: Target,
         pipeline: str,
         original: onnx_ir.Model,
@@ -365,6 +366,7 @@ class Report:
         Args:
             source: What the caller gave as the model.
             options: The options in force.
+            backend: Name of the backend.
             target: What the result will run on.
             pipeline: The pipeline's text.
             original: The model as it was loaded.
@@ -378,7 +380,7 @@ class Report:
             options={item.name: getattr(options, item.name) for item in dataclasses.fields(options)},
             pipeline=pipeline,
             target=target.name,
-            backend=options.backend,
+            backend=backend,
             passes=passes,
             rules=RuleReport.all_of(result),
             near_misses=[NearMiss.of(miss) for misses in result.misses.values() for miss in misses if miss.telling],

@@ -29,7 +29,14 @@ ALLOWED = {
 #: ``python -m optc`` is the command line under another name.
 ENTRY = "optc.__main__"
 #: Modules that import by name what is named in a table, a plugin or an option; nothing else imports late.
-LATE = {"optc", "optc.callables", "optc.ir.registry", "optc.tools.cli"}
+LATE = {
+    "optc",
+    "optc.backends.triton.backend",
+    "optc.backends.triton.runtime",
+    "optc.callables",
+    "optc.ir.registry",
+    "optc.tools.cli",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -11,6 +11,7 @@ import click
 import optc
 from optc.ir.errors import OutputError, UsageError
 from optc.ir.model import load
+from optc.plugins import environment
 from optc.tools import pipeline_text, summary
 from optc.tools.console import Bars
 from optc.tools.files import data_files, write_text
@@ -28,9 +29,16 @@ from optc.tools.parameters import FILE, common, names, seed_option, shape_option
     metavar="LEVEL",
     help="0: check only. 1: exact clean-up. 2: and fusion, same precision. 3: and what an error budget allows.",
 )
-@click.option("--target", default="cpu", show_default=True, help="What to optimize for; see 'optc targets'.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="What emits the file; see 'optc backends'.")
-@click.option("-o", "--output", type=FILE, help="File to write.  [default: MODEL.opt.onnx in the current folder]")
+@click.option(
+    "--target", default="cpu", show_default=True, help="What to optimize for (a100, or a100,h100); see 'optc targets'."
+)
+@click.option("--backend", help="What emits the file; see 'optc backends'.  [default: the target's]")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    help="File to write.  [default: MODEL.opt.onnx in the current folder, or MODEL.optc of compiled kernels]",
+)
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's.")
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
 @click.option("--print-pipeline", is_flag=True, help="Print the pipeline, as --passes takes it, and do nothing else.")
@@ -86,7 +94,7 @@ def command(
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.", click.get_current_context())
-    output = _output(model, output)
+    output = _output(model, output, options["target"], options["backend"])
     if report is not None:
         _check_report(report, model, output)
     with nullcontext() if quiet else Bars() as bars:
@@ -106,9 +114,12 @@ def command(
         summary.show_summary(result.report, all_passes=time_passes)
 
 
-def _output(model: Path, output: Path | None) -> Path:
+def _output(model: Path, output: Path | None, target: str, backend: str | None) -> Path:
     """Where to write; never over the model or its data."""
-    chosen = output if output is not None else Path(f"{model.stem}.opt.onnx")
+    if backend is None:
+        known = environment().targets.get(target.split(",")[0])
+        backend = known.backend if known is not None else None
+    chosen = output if output is not None else Path(f"{model.stem}.{'optc' if backend == 'triton' else 'opt.onnx'}")
     hint = "name another file with -o; optc keeps its input"
     if chosen.exists() and model.exists() and chosen.samefile(model):
         raise UsageError("the output is the model itself", where=str(chosen), hint=hint)

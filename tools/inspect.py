@@ -9,23 +9,33 @@ import click
 import onnx_ir
 
 from optc.backends.base import ValueSpec
-from optc.inputs import symbols
+from optc.backends.triton.artifact import open_artifact
+from optc.inputs import signature, symbols
 from optc.ir.model import load
 from optc.ir.rewriter import RULE_KEY, SOURCE_KEY
 from optc.machine import file_digest
 from optc.report import ModelSummary
+from optc.shapes import dim_sizes
+from optc.tools.artifact import show_artifact
 from optc.tools.console import show, table
 from optc.tools.files import data_files
-from optc.tools.parameters import FILE, common
+from optc.tools.parameters import FILE, common, shape_option
 from optc.units import size_text
 
 
 @click.command("inspect", short_help="Show what a model is made of.")
 @click.argument("model", type=FILE)
 @click.option("--nodes", is_flag=True, help="List the nodes, and what each was made from by which rules.")
+@shape_option
 @common
-def command(model: Path, nodes: bool) -> None:
-    """Show the inputs, outputs, operators, weights and versions of MODEL."""
+def command(model: Path, nodes: bool, shapes: tuple[str, ...]) -> None:
+    """Show the inputs, outputs, operators, weights and versions of MODEL; of an artifact launches, tiles and memory.
+
+    Sizes (--shape) settle how much memory an artifact with symbolic dims takes.
+    """
+    if model.is_dir():
+        show_artifact(model, dim_sizes(shapes, signature(open_artifact(model).plan.specs())), nodes)
+        return
     graph = load(model)
     summary = ModelSummary.of(graph, model)
     show(table(("", ""), _facts(graph, summary)), "")

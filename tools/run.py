@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir
 
 import optc
-from optc.inputs import draw_inputs, input_specs, usual_bindings
+from optc.inputs import draw_inputs, input_specs, signature, usual_bindings
 from optc.ir.model import load
 from optc.samples import load_samples
 from optc.shapes import dim_sizes
@@ -27,13 +27,27 @@ from optc.tools.parameters import FILE, common, input_option, plural, seed_optio
 @shape_option
 @seed_option
 @click.option("--threads", type=click.IntRange(1), help="Threads per operator.")
+@click.option("--device", help="For a compiled artifact: cuda, or interpreter to run its kernels on the CPU.")
 @common
 def command(
-    model: Path, data: Path | None, output: Path | None, shapes: tuple[str, ...], seed: int, threads: int | None
+    model: Path,
+    data: Path | None,
+    output: Path | None,
+    shapes: tuple[str, ...],
+    seed: int,
+    threads: int | None,
+    device: str | None,
 ) -> None:
     """Run MODEL on inputs from a file, or on inputs drawn from its own signature."""
-    graph = load(model)
-    runner = optc.load(model, threads=threads)
+    options: dict[str, Any] = {
+        name: value for name, value in {"threads": threads, "device": device}.items() if value is not None
+    }
+    if model.is_dir():
+        runner = optc.load(model, **options)
+        graph = signature(runner.inputs)
+    else:
+        graph = load(model)
+        runner = optc.load(model, **options)
     samples = load_samples(data, input_specs(graph)) if data is not None else [drawn(graph, shapes, seed)]
     results = [runner.run(sample) for sample in samples]
     if output is not None:

@@ -274,9 +274,7 @@ def _variant(choice: Choice, constants: Mapping[str, Any], cubin: str) -> Varian
     )
 
 
-def _manifest(
-    model: onnx_ir.Model, plan: Plan, lowered: Lowered, arches: Mapping[str, Target]
-) -> dict[str, Any]:
+def _manifest(model: onnx_ir.Model, plan: Plan, lowered: Lowered, arches: Mapping[str, Target]) -> dict[str, Any]:
     needed = {
         arch: max((entry.variants[arch].cuda for entry in plan.kernels.values()), key=_version, default="12.0")
         for arch in arches

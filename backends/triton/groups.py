@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir
 
 from optc.backends.triton.expressions import MEMORY, REGISTER, Address, Expr, Pool, loads
-from optc.backends.triton.hooks import Store
+from optc.backends.triton.hooks import Store, depends_on_anchor
 from optc.backends.triton.layout import Index, View, flat, variable
 from optc.ir.dims import Dim, equal, product
 
@@ -139,9 +139,7 @@ class Builder:
         assert value.compute is not None
         return value.compute(coordinates, guard)
 
-    def load(
-        self, view: View, memory: str, register: str, coordinates: Coordinates, guard: Expr | None = None
-    ) -> Expr:
+    def load(self, view: View, memory: str, register: str, coordinates: Coordinates, guard: Expr | None = None) -> Expr:
         """A load of one element of a view."""
         address = Address(view.buffer, memory, view.address(coordinates), (), guard is not None)
         return self.pool.make("load", () if guard is None else (guard,), register, address)
@@ -170,7 +168,8 @@ class Builder:
             expr = self.element(value, coordinates)
         made = Store(view.buffer, value.memory, view.address(coordinates), expr)
         inside = {name for index in coordinates for name in index.variables()} <= set(group.space)
-        (group.stores if inside else group.early).append(made)
+        early = not inside or (group.early_hook is not None and not depends_on_anchor(expr))
+        (group.early if early else group.stores).append(made)
 
     def coordinates_of(self, index: Index, shape: Sequence[Dim]) -> Coordinates:
         """The coordinates of the element at a row-major position."""
@@ -197,8 +196,6 @@ def substituted(pool: Pool, root: Expr, replacements: Mapping[str, Index], memo:
     if index is not None:
         for name, new in replacements.items():
             index = index.substitute(name, new)
-        data = (
-            Address(data.buffer, data.memory, index, data.strides, data.guarded) if root.op == "load" else index
-        )
+        data = Address(data.buffer, data.memory, index, data.strides, data.guarded) if root.op == "load" else index
     memo[root] = made = pool.make(root.op, args, root.kind, data)
     return made

@@ -168,7 +168,8 @@ class Hook:
         indirect = node.args[: len(where.strides)]
         for argument, stride in zip(indirect, where.strides, strict=True):
             position += f" + {self._scaled(stride, self._names[argument])}"
-        conditions = [self._mask(name) for name in self.variables if name in variables_of(node)]
+        needed = [name for name in self.variables if name in variables_of(node)]
+        conditions = ["mask"] if needed == list(self.variables) else [self._mask(name) for name in needed]
         if where.guarded:
             conditions.append(self._names[node.args[-1]])
         masked = f", mask={' & '.join(conditions)}, other={'0.0' if _is_float(where.memory) else '0'}"

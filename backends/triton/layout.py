@@ -89,7 +89,8 @@ def variable(name: str, extent: Dim) -> Index:
 
 def flat(coordinates: Sequence[Index], sizes: Sequence[Dim]) -> Index:
     """The row-major position of coordinates in a space of these sizes."""
-    total, inner = Index(), 1
+    total = Index()
+    inner: Dim = 1
     for coordinate, size in zip(reversed(coordinates), reversed(sizes), strict=True):
         total = total + coordinate * inner
         inner = inner * size

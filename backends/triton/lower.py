@@ -150,7 +150,7 @@ class Lowering:
             Unsupported: Kernels have no such type.
         """
         dtype = self.facts.dtype(value)
-        if dtype not in MEMORY:
+        if dtype is None or dtype not in MEMORY:
             raise Unsupported(f"{'an unknown type' if dtype is None else dtype.name.lower()} is not supported")
         return dtype
 
@@ -163,9 +163,7 @@ class Lowering:
         elif made.compute is not None and self._readers(value) > 1 and self._costs(made):
             self.settle(made)
 
-    def anchor(
-        self, value: onnx_ir.Value, group: Group, coordinates: Coordinates, kind: str = "fp32"
-    ) -> None:
+    def anchor(self, value: onnx_ir.Value, group: Group, coordinates: Coordinates, kind: str = "fp32") -> None:
         """Say that a graph value is what a group's kernel hands to its last hook, at these coordinates."""
         expr = self.pool.make("anchor", (), kind, id(group))
         dtype = self.dtype(value)
@@ -246,10 +244,12 @@ class Lowering:
                 self.broadcast(x, tuple(Index() for _ in shape), shape)  # find out now whether it works
 
         def compute(coordinates: Coordinates, guard: Expr | None) -> Expr:
-            return apply([
-                None if x is None else self.builder.element(x, self.broadcast(x, coordinates, shape), guard)
-                for x in readable
-            ])
+            return apply(
+                [
+                    None if x is None else self.builder.element(x, self.broadcast(x, coordinates, shape), guard)
+                    for x in readable
+                ]
+            )
 
         self.define(output, Value(shape, dtype, compute=compute, name=name))
 
@@ -351,7 +351,7 @@ class Lowering:
         key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         if key in self.rules:
             return self.rules[key]
-        return _pointwise if not node.domain and pointwise.is_pointwise(node) else None
+        return _pointwise if pointwise.is_pointwise(node) else None
 
     def _lower(self, node: onnx_ir.Node) -> None:
         if all(self._is_settled(value) for value in node.outputs):

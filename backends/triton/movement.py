@@ -122,10 +122,11 @@ def _cuts(lowering: Lowering, node: onnx_ir.Node) -> list[tuple[int, Dim, int]]:
             raise Unsupported("its bounds are computed")
         axes = axes if axes is not None else tuple(range(len(starts)))
         steps = steps if steps is not None else (1,) * len(starts)
-        if not all(isinstance(n, int) for n in (*axes, *steps)):
-            raise Unsupported("its axes or steps are computed")
-        rank = len(x.shape)
-        found = [(int(a) % rank, s, int(t)) for a, s, t in zip(axes, starts, steps, strict=True)]  # type: ignore[call-overload]
+        rank, found = len(x.shape), []
+        for axis, start, step in zip(axes, starts, steps, strict=True):
+            if not isinstance(axis, int) or not isinstance(step, int):
+                raise Unsupported("its axes or steps are computed")
+            found.append((axis % rank, start, step))
     return [(axis, _first(x.shape[axis], start, step), step) for axis, start, step in found]
 
 
@@ -313,9 +314,7 @@ def padded(lowering: Lowering, node: onnx_ir.Node) -> None:
     default = fill
 
     def compute(coordinates: Coordinates, guard: Expr | None) -> Expr:
-        own = tuple(
-            index + before.get(axis, 0) * -1 for axis, index in enumerate(coordinates)
-        )
+        own = tuple(index + before.get(axis, 0) * -1 for axis, index in enumerate(coordinates))
         inside = guard
         for axis, index in enumerate(own):
             if equal(x.shape[axis], shape[axis]):

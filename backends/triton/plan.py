@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
+import onnx_ir
+
+from optc.backends.base import ValueSpec
 from optc.ir.dims import evaluate, parse
 from optc.ir.errors import DataError
 
@@ -177,10 +180,13 @@ class Plan:
         data = json.loads(text)
         try:
             kernels = {
-                name: _read(KernelEntry, {
-                    **entry,
-                    "variants": {arch: _read(Variant, variant) for arch, variant in entry["variants"].items()},
-                })
+                name: _read(
+                    KernelEntry,
+                    {
+                        **entry,
+                        "variants": {arch: _read(Variant, variant) for arch, variant in entry["variants"].items()},
+                    },
+                )
                 for name, entry in data["kernels"].items()
             }
             launches = tuple(
@@ -198,12 +204,14 @@ class Plan:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a plan: {error!r}") from error
 
+    def specs(self) -> tuple[ValueSpec, ...]:
+        """The inputs to feed."""
+        return tuple(map(spec_of, self.inputs))
+
     @cached_property
     def dims(self) -> tuple[str, ...]:
         """The symbolic dims of the inputs."""
-        found = {
-            dim: None for tensor in self.inputs for dim in tensor.shape if not dim.isdecimal()
-        }
+        found = {dim: None for tensor in self.inputs for dim in tensor.shape if not dim.isdecimal()}
         return tuple(found)
 
     def bind(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -235,6 +243,12 @@ class Plan:
                         hint="compile again with a --shape that allows it",
                     )
         return bindings
+
+
+def spec_of(tensor: Tensor) -> ValueSpec:
+    """An input or output as runners describe it."""
+    shape = tuple(int(dim) if dim.isdecimal() else dim for dim in tensor.shape)
+    return ValueSpec(tensor.name, onnx_ir.DataType[tensor.dtype], shape)
 
 
 def number(expression: str, bindings: Mapping[str, int]) -> int:

@@ -80,8 +80,12 @@ Build = Callable[[Pool, onnx_ir.Node, Sequence[Expr | None]], Expr]
 
 
 def is_pointwise(node: onnx_ir.Node) -> bool:
-    """Whether there is code for the operator."""
-    op = node.op_type
+    """Whether there is code for the node's operator."""
+    return not node.domain and has_code(node.op_type)
+
+
+def has_code(op: str) -> bool:
+    """Whether there is code for a standard operator."""
     return op in SIMPLE or op in FLOAT or op in PARAMETRIC or op in VARIADIC or op in _BUILT
 
 
@@ -134,8 +138,9 @@ def _power(pool: Pool, node: onnx_ir.Node, operands: Sequence[Expr | None]) -> E
         code = {0.5: "tl.sqrt({0})", -0.5: "(1.0 / tl.sqrt({0}))", -1.0: "(1.0 / {0})"}.get(exponent)
         if code is not None:
             return pool.make(code, (x,), x.kind)
-    operands = [pool.cast(v, "fp64" if "fp64" in (x.kind, y.kind) else "fp32") for v in (x, y)]
-    return pool.cast(pool.make("functions.power({0}, {1})", [v for v in operands if v], operands[0].kind), x.kind)
+    kind = "fp64" if "fp64" in (x.kind, y.kind) else "fp32"
+    power = pool.make("functions.power({0}, {1})", (pool.cast(x, kind), pool.cast(y, kind)), kind)
+    return pool.cast(power, x.kind)
 
 
 def _clip(pool: Pool, node: onnx_ir.Node, operands: Sequence[Expr | None]) -> Expr:

@@ -68,9 +68,7 @@ def gemm(lowering: Lowering, node: onnx_ir.Node) -> None:
     group = _product(lowering, node, (a, b), 1, shape[0], shape[1], contracted, read_a, read_b)
     _, m, n = _results(group)
     expr = lowering.pool.make("anchor", (), "fp32", id(group))
-    alpha, beta = (
-        node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta")
-    )
+    alpha, beta = (node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta"))
     expr = _scaled(lowering, expr, alpha)
     if c is not None and beta != 0:
         bias = lowering.element(c, lowering.broadcast(c, (m, n), shape))

@@ -9,7 +9,7 @@ import onnx_ir
 import pytest
 
 from optc.backends.base import Artifact, Backend, Probe, Runner
-from optc.backends.planned import TENSORRT, TRITON, PlannedBackend
+from optc.backends.planned import TENSORRT, PlannedBackend
 from optc.backends.registry import BackendRegistry
 from optc.ir.errors import BackendError, UsageError
 from optc.ir.targets import builtin_targets
@@ -55,7 +55,7 @@ def test_listing_imports_no_backend():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("backend", [TRITON, TENSORRT], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", [TENSORRT], ids=lambda backend: backend.name)
 def test_planned_backends_say_so(backend, tmp_path):
     probe = backend.probe()
     assert not probe.ready

@@ -1,0 +1,85 @@
+"""The backend "triton": compiles models to artifacts, and opens them. Triton and CUDA are loaded only when needed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+
+from optc.backends.base import Artifact, OpSignature, Probe, Runner
+from optc.backends.triton import pointwise
+from optc.backends.triton.rules import RULES
+from optc.backends.triton.runtime import TritonRunner
+from optc.ir.errors import BackendError
+from optc.ir.functions import FUSED_DOMAIN
+from optc.ir.targets import Target
+
+_HINT = "pip install 'optc[triton]' (Linux)"
+
+
+class TritonBackend:
+    """Compiles a whole model ahead of time to GPU kernels; see docs/artifact.md for what it writes."""
+
+    name = "triton"
+
+    def probe(self) -> Probe:
+        """Whether Triton is here to compile with. Running needs only an NVIDIA driver and cuda-bindings."""
+        if importlib.util.find_spec("triton") is None:
+            return Probe(False, "triton, which compiles the kernels, is not installed", _HINT)
+        return Probe(True, "compiles for sm_80 and later without a GPU; no kernel was run on a GPU yet")
+
+    def claims(self, op: OpSignature | onnx_ir.Node, target: Target | None = None) -> bool:
+        """Whether there is a rule for the operator; single nodes may still be refused for their types or shapes."""
+        if op.domain == FUSED_DOMAIN:
+            return True  # what has no kernel of its own goes back to its parts
+        key = f"{op.domain}::{op.op_type}" if op.domain else op.op_type
+        return key in RULES or (not op.domain and pointwise.has_code(op.op_type))
+
+    def compile(
+        self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, int]
+    ) -> Artifact:
+        """Compile a model for some devices and write the artifact.
+
+        Args:
+            model: The model; fused ops may be functions of the domain "optc".
+            targets: The devices.
+            out: The folder to write.
+            shapes: Usual sizes of symbolic dims, for which tiles are chosen.
+
+        Raises:
+            BackendError: Some nodes cannot be compiled (all are named), or a device is too old.
+        """
+        if importlib.util.find_spec("triton") is None:
+            raise BackendError("triton, which compiles the kernels, is not installed", hint=_HINT)
+        build = importlib.import_module("optc.backends.triton.build")
+        build.check_targets(targets)
+        plan, files = build.build(model, targets, out, shapes, build.cache_folder())
+        notes = (
+            f"{len(plan.launches)} launches of {len(plan.kernels)} kernels, compiled for "
+            f"{', '.join(dict.fromkeys(target.arch or '' for target in targets))}; not run on a GPU yet",
+        )
+        return Artifact(self.name, out, tuple(files), notes)
+
+    def emit(self, model: onnx_ir.Model, target: Target, out: Path) -> Artifact:
+        """Compile for one device."""
+        return self.compile(model, [target], out, {})
+
+    def open(self, path: Path, *, device: str = "cuda", **options: Any) -> Runner:
+        """Open an artifact.
+
+        Args:
+            path: The folder.
+            device: "cuda", or "interpreter" to run the same kernels on the CPU (slow).
+            options: Ignored where they are None, as those of other backends are.
+
+        Raises:
+            BackendError: The artifact is damaged, or the device cannot run it; the message says why.
+        """
+        unknown = [name for name, value in options.items() if value is not None]
+        if unknown:
+            raise BackendError(f"the triton backend has no option {unknown[0]!r}", hint="it has: device")
+        return TritonRunner(path, device)
