@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
-from optc.ir.ops import operand
+from optc.ir.ops import made_by, only_use, operand
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Numerics
 from optc.passes.fusion.common import FLOATS, node_attribute
 from optc.passes.rule import node_rule
 
 #: Weights that other layers read too are copied for the sake of a fold up to this many bytes.
-_COPIED_BYTES = 1 << 20
+COPIED_BYTES = 1 << 20
 #: Elements that are computed in double precision at a time.
 _BLOCK = 1 << 20
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -57,7 +57,7 @@ def _layer_of(facts: Facts, reader: onnx_ir.Node, value: onnx_ir.Value | None) -
     if len(value.uses()) != 1 or value.is_graph_output():
         return "the layer's result is also used elsewhere"
     tensor = facts.tensor(weight)
-    if len(weight.uses()) > 1 and tensor.nbytes > _COPIED_BYTES:
+    if len(weight.uses()) > 1 and tensor.nbytes > COPIED_BYTES:
         return f"other nodes read the weights too, and a copy would cost {tensor.nbytes} bytes"
     dims = tensor.shape.numpy()
     if node.op_type == "Conv":
@@ -73,7 +73,7 @@ def _layer_of(facts: Facts, reader: onnx_ir.Node, value: onnx_ir.Value | None) -
     return _Layer(node, -1, dims[1])
 
 
-def _per_channel(facts: Facts, constant: onnx_ir.Value, layer: _Layer, rank: int | None) -> np.ndarray | None:
+def _per_channel(facts: Facts, constant: onnx_ir.Value | None, layer: _Layer, rank: int | None) -> np.ndarray | None:
     """A constant as one number per channel, in double precision, if it broadcasts that way."""
     tensor = facts.tensor(constant)
     if tensor is None or tensor.size not in (1, layer.channels):
@@ -151,34 +151,50 @@ def _finish(rw: Rewriter, node: onnx_ir.Node, layer: _Layer, result: onnx_ir.Val
     return True
 
 
+def is_inference(rw: Rewriter, node: onnx_ir.Node) -> bool:
+    """Whether a BatchNormalization uses the statistics that it is given, and shows no others."""
+    trains = node_attribute(node, "training_mode", 0) or not node_attribute(node, "is_test", int(rw.opset() >= 7))
+    return not trains and not any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+
+
+def batchnorm_scale(facts: Facts, node: onnx_ir.Node, channels: int) -> tuple[np.ndarray, np.ndarray] | str:
+    """Scale and shift of a BatchNormalization in inference, in double precision; why there are none otherwise."""
+    if node_attribute(node, "spatial", 1) == 0:
+        return "its statistics are not per channel"
+    parameters = [facts.const(value) for value in node.inputs[1:5]]
+    if any(array is None or array.shape != (channels,) for array in parameters):
+        return "its parameters must be constant, one per channel"
+    gamma, beta, mean, variance = (array.astype(np.float64) for array in parameters)  # type: ignore[union-attr]
+    scale = gamma / np.sqrt(variance + node_attribute(node, "epsilon", 1e-5))
+    return (scale, beta - mean * scale) if np.isfinite(scale).all() else "its variance is not positive"
+
+
 @node_rule("batchnorm-into-layer", "BatchNormalization", numerics=Numerics.ROUNDING)
 def batchnorm_into_layer(rw: Rewriter, node: onnx_ir.Node):
     """A BatchNormalization behind a convolution or a dense layer becomes part of its weights."""
     layer = _layer_of(rw.facts, node, node.inputs[0])
     if not isinstance(layer, _Layer):
         return layer
-    trains = node_attribute(node, "training_mode", 0) or not node_attribute(node, "is_test", int(rw.opset() >= 7))
-    if trains or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+    if not is_inference(rw, node):
         return "it is in training mode"
-    if node_attribute(node, "spatial", 1) == 0:
-        return "its statistics are not per channel"
     if layer.axis == -1 and rw.facts.rank(node.inputs[0]) != 2:
         return "the channels are not on the last axis"
-    parameters = [rw.facts.const(value) for value in node.inputs[1:5]]
-    if any(array is None or array.shape != (layer.channels,) for array in parameters):
-        return "its parameters must be constant, one per channel"
-    gamma, beta, mean, variance = (array.astype(np.float64) for array in parameters)
-    scale = gamma / np.sqrt(variance + node_attribute(node, "epsilon", 1e-5))
-    if not np.isfinite(scale).all():
-        return "its variance is not positive"
+    found = batchnorm_scale(rw.facts, node, layer.channels)
+    if isinstance(found, str):
+        return found
+    scale, shift = found
     with rw.at(node, "batchnorm-into-layer", [layer.node]):
-        return _finish(rw, node, layer, _fold(rw, layer, scale, beta - mean * scale))
+        return _finish(rw, node, layer, _fold(rw, layer, scale, shift))
 
 
 @node_rule("scale-into-layer", "Mul", "Div", numerics=Numerics.ROUNDING)
 def scale_into_layer(rw: Rewriter, node: onnx_ir.Node):
-    """A product with constants per channel behind a convolution or a dense layer becomes part of its weights."""
-    return _arithmetic(rw, node, "scale-into-layer")
+    """A product with constants per channel behind a convolution or a dense layer becomes part of its weights.
+
+    A bias that is added in between is scaled too (the layer scale of ConvNeXt, CaiT and DINOv2).
+    """
+    behind = _through_bias(rw, node)
+    return behind if behind is True else _arithmetic(rw, node, "scale-into-layer") or behind
 
 
 @node_rule("shift-into-layer", "Add", "Sub", numerics=Numerics.ROUNDING)
@@ -217,6 +233,45 @@ def _arithmetic(rw: Rewriter, node: onnx_ir.Node, rule: str) -> str | bool | Non
         with rw.at(node, rule, [layer.node]):
             return _finish(rw, node, layer, _fold(rw, layer, scale, shift))
     return reason
+
+
+def _through_bias(rw: Rewriter, node: onnx_ir.Node) -> str | bool | None:
+    """Scale a MatMul and the constant that is added to it, which are no single layer."""
+    reason: str | bool | None = None
+    facts = rw.facts
+    for value, constant in _operands(node):
+        add = made_by(value, "Add")
+        if add is None or value is None or not only_use(value) or not facts.is_const(constant):
+            continue
+        for product, bias in _operands(add):
+            layer = _layer_of(facts, add, product)
+            if not isinstance(layer, _Layer) or layer.node.op_type != "MatMul":
+                continue
+            rank = facts.rank(product)
+            factors, added = (_per_channel(facts, one, layer, rank) for one in (constant, bias))
+            if factors is None or added is None or rank != facts.rank(value):
+                reason = "the bias and the factor must be constant, one number per channel"
+            elif node.op_type == "Div" and not factors.all():
+                reason = "it divides by zero"
+            else:
+                scale = 1 / factors if node.op_type == "Div" else factors
+                with rw.at(node, "scale-into-layer", [layer.node, add]):
+                    return _scale_both(rw, node, layer, scale, bias, added)
+    return reason
+
+
+def _scale_both(
+    rw: Rewriter, node: onnx_ir.Node, layer: _Layer, scale: np.ndarray, bias: onnx_ir.Value, added: np.ndarray
+) -> str | bool:
+    dtype = rw.facts.const(bias).dtype
+    with np.errstate(over="ignore"):
+        vector = (added * scale).astype(dtype)
+    if not np.isfinite(vector).all():
+        return f"the folded bias would overflow {dtype.name}"
+    scaled = _fold(rw, layer, scale, None)
+    if isinstance(scaled, str):
+        return scaled
+    return _finish(rw, node, layer, rw.op("Add", scaled, rw.constant(vector, bias.name or "bias")))
 
 
 def _operands(node: onnx_ir.Node) -> Iterator[tuple[onnx_ir.Value | None, onnx_ir.Value | None]]:

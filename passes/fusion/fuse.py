@@ -12,6 +12,7 @@ from optc.passes.driver import apply_rules
 from optc.passes.fusion import (
     activation,
     affine,
+    affine_before,
     attention,
     attention_cache,
     attention_mask,
@@ -41,6 +42,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         *pad.RULES,
         *affine.RULES,
         attention_cache.repeat_heads,
+        affine_before.affine_into_next_conv,
         attention.matrix_transpose,
         *attention_mask.RULES,
         *rotary.RULES,
@@ -56,7 +58,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         matmul.own_operands,
         matmul.scaled_matmul,
     ),
-    (norm.layer_norm_plain, norm.rms_norm_plain, matmul.transposed_matmul),
+    (norm.layer_norm_plain, norm.rms_norm_plain, affine_before.affine_into_next_dense, matmul.transposed_matmul),
     (norm.skip_layer_norm, norm.skip_rms_norm),
     gathers.RULES,
 )
