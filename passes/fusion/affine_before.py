@@ -112,7 +112,8 @@ def _fold(rw: Rewriter, node: onnx_ir.Node, rule: str) -> onnx_ir.Value | str | 
     weight, bias = facts.tensor(w), operand(node, 2)
     if x is None or weight is None or facts.dtype(w) not in FLOATS or len(weight.shape) < 2:
         return None
-    if made_by(x, "BatchNormalization", "Add", "Sub", "Mul", "Div") is None or x.producer().graph is not node.graph:
+    before = made_by(x, "BatchNormalization", "Add", "Sub", "Mul", "Div")
+    if before is None or before.graph is not node.graph:
         return None
     dims = weight.shape.numpy()
     if node.op_type == "Conv":
@@ -152,7 +153,7 @@ def _fold(rw: Rewriter, node: onnx_ir.Node, rule: str) -> onnx_ir.Value | str | 
     if not np.isfinite(new).all() or (added is not None and not np.isfinite(added).all()):
         return f"the folded weights would overflow {new.dtype.name}"
     attributes = {name: attr.value for name, attr in node.attributes.items()}
-    with rw.at(node, rule, [x.producer()]):
+    with rw.at(node, rule, [before]):
         addend = bias if added is None else rw.constant(added, (bias and bias.name) or f"{w.name}_bias")
         return rw.op(node.op_type, found.source, rw.constant(new, w.name or "weight"), addend, **attributes)
 
