@@ -17,6 +17,7 @@ from onnx_ir import serde
 
 from optc.ir.cloning import Cloner
 from optc.ir.errors import PassError
+from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
 
 #: The domain of fused ops between fusion and emission.
@@ -244,11 +245,29 @@ def _body(
     )
 
 
+def unnamed(
+    facts: Facts, inputs: Iterable[onnx_ir.Value | None], nodes: Iterable[onnx_ir.Node]
+) -> onnx_ir.Value | None:
+    """A value that the nodes read and that :func:`outline` could neither pass in nor keep inside, if any."""
+    nodes = list(nodes)
+    known = {*inputs, *(value for node in nodes for value in node.outputs)}
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value not in known and not _fits_inside(facts, value):
+                return value
+    return None
+
+
+def _fits_inside(facts: Facts, value: onnx_ir.Value) -> bool:
+    size = facts.const_size(value)
+    return size is not None and size <= _INNER_CONSTANT_SIZE
+
+
 def _inner_constant(
     rewriter: Rewriter, value: onnx_ir.Value, name: str, op_type: str, body: list[onnx_ir.Node], digest: Any
 ) -> onnx_ir.Value:
-    array = rewriter.facts.const(value)
-    if array is None or array.size > _INNER_CONSTANT_SIZE:
+    array = rewriter.facts.const(value) if _fits_inside(rewriter.facts, value) else None
+    if array is None:
         raise PassError(f"fused op {op_type} would need {value.name!r}, which its pattern does not name")
     tensor = onnx_ir.Tensor(np.array(array), dtype=rewriter.facts.dtype(value))
     node = onnx_ir.Node("", "Constant", [], [onnx_ir.AttrTensor("value", tensor)])

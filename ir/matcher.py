@@ -20,6 +20,8 @@ from optc.ir.rewriter import reads, users
 from optc.ir.verify import label, schema_of
 
 _STEP_LIMIT = 20_000
+#: Operators whose result has the rank of the operand with most dims.
+_BROADCASTING = COMMUTATIVE | {"Sub", "Div", "Pow", "Where", "Mod", "PRelu", "Less", "Greater"}
 #: How far a constant may be from the one in the pattern, relative to it: the rounding of its dtype, and of the few
 #: digits that exporters write (1.4142, 0.044715).
 _TOLERANCE = {onnx_ir.DataType.FLOAT16: 2e-3, onnx_ir.DataType.BFLOAT16: 8e-3}
@@ -156,6 +158,10 @@ class _Attempt:
             if leak is not None:
                 self.fail(leak[0], "a value that only the pattern uses", leak[1], bonus=1)
                 continue
+            raised = self.raised()
+            if raised is not None:
+                self.fail(raised[0], "a constant that leaves the rank as it is", raised[1], bonus=1)
+                continue
             found = self.found
             fit = Match(root, self.facts, dict(found.bindings), list(found.nodes), list(found.exported))
             reason = refuse(fit) if refuse is not None else None
@@ -185,6 +191,38 @@ class _Attempt:
                     if user not in inside:
                         return label(node), f"{value.name!r} is also used by {label(user)}"
         return self._way_back(inside) if self.found.exported else None
+
+    def raised(self) -> tuple[str, str] | None:
+        """A constant of one element that has more dims than what it is joined with: where, and what it is.
+
+        Patterns take such constants for numbers, whatever their rank; but here the result would lose dims.
+        """
+        for node in self.found.nodes:
+            if node.domain or node.op_type not in _BROADCASTING:
+                continue
+            for value in node.inputs:
+                rank = self.facts.rank(value)
+                if rank and self._is_number(value) and not self._has_rank(node, rank):
+                    return label(node), f"one of {rank} dims"
+        return None
+
+    def _is_number(self, value: onnx_ir.Value | None) -> bool:
+        return self.facts.const_size(value) == 1
+
+    def _has_rank(self, node: onnx_ir.Node, rank: int) -> bool:
+        """Whether a node's result provably has this rank without any constants, or all that read it have."""
+        others = (self.facts.rank(value) for value in node.inputs if not self._is_number(value))
+        if max((other for other in others if other is not None), default=0) >= rank:
+            return True
+        if node is self.found.root or node.domain or node.op_type not in _BROADCASTING:
+            return False
+        made = node.outputs[0]
+        readers = [user for user in users(made) if user in self.found.nodes]
+        return all(
+            user.op_type in _BROADCASTING
+            and any((self.facts.rank(v) or 0) >= rank for v in user.inputs if v is not made and not self._is_number(v))
+            for user in readers
+        )
 
     def _way_back(self, inside: set[onnx_ir.Node]) -> tuple[str, str] | None:
         """An exported value that a matched node reads again by way of nodes outside: one op cannot be both sides."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import onnx_ir
 
-from optc.ir.functions import outline
+from optc.ir.functions import outline, unnamed
 from optc.ir.matcher import Match, Miss, match
 from optc.ir.pattern import Pattern, build_pattern, split_op
 from optc.ir.rewriter import Rewriter
@@ -130,7 +130,11 @@ class FusionRule(PatternRule):
         attributes = self._attributes(found)
         if isinstance(attributes, str):
             return attributes
-        return self._shape_problem(found) or (self.checker(found) if self.checker else None)
+        reason = self._shape_problem(found) or (self.checker(found) if self.checker else None)
+        if reason is not None:
+            return reason
+        loose = unnamed(found.facts, (found.get(name) for name in self.inputs), found.nodes)
+        return None if loose is None else f"{loose.name!r}, which the pattern does not name, must be a small constant"
 
     def _shape_problem(self, found: Match) -> str | None:
         if self.same_shape_as is None:

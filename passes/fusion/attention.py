@@ -105,7 +105,7 @@ def _weights(p, scores):
 
 def _attention_attributes(found: Match) -> dict[str, Any] | str:
     facts = found.facts
-    for check in (_types, _operands, _joined, _softmax):
+    for check in (_types, _operands, _joined, _softmax, _divisors):
         if (reason := check(found)) is not None:
             return reason
     batch, heads, queries, _ = _dims(facts, found.q_heads)
@@ -171,6 +171,11 @@ def _joined(found: Match) -> str | None:
 def _softmax(found: Match) -> str | None:
     axis = attribute(found.softmax.producer(), "axis", found.facts)
     return None if axis in (-1, 3) else f"the softmax must be over the last axis (it is over {axis})"
+
+
+def _divisors(found: Match) -> str | None:
+    zero = any(name.endswith("_divisor") and found.scalar(name) == 0 for name in found.bindings)
+    return "it divides by zero" if zero else None
 
 
 def _scale(found: Match) -> float:

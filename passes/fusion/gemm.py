@@ -82,7 +82,7 @@ def gemm_transpose(rw: Rewriter, node: onnx_ir.Node):
         transpose = made_by(inputs[index], "Transpose")
         if transpose is not None and perm_of(transpose, rw.facts) == (1, 0):
             inputs[index] = transpose.inputs[0]
-            attributes[name] = 1 - attributes.get(name, 0)
+            attributes[name] = int(not attributes.get(name, 0))
     return rw.op("Gemm", *inputs, **attributes) if inputs != list(node.inputs) else None
 
 
@@ -105,7 +105,7 @@ def transposed_gemm(rw: Rewriter, node: onnx_ir.Node):
             return "the weights of a MatMul are packed once, those of its transpose in every run"
         if rw.opset() < _OPTIONAL_SUMMAND_SINCE:
             return f"below opset {_OPTIONAL_SUMMAND_SINCE} a Gemm must have a summand"
-    flags = {"transA": 1 - attributes.get("transB", 0), "transB": 1 - attributes.get("transA", 0)}
+    flags = {"transA": int(not attributes.get("transB", 0)), "transB": int(not attributes.get("transA", 0))}
     with rw.at(node, "transposed-gemm", [product]):
         return rw.op("Gemm", b, a, **{**attributes, **flags})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx_ir
 
+from optc.ir.dims import provably_positive
 from optc.ir.matcher import Match
 from optc.ir.ops import perm_of
 from optc.ir.pattern import split_op
@@ -59,12 +60,16 @@ def _product_attributes(found: Match) -> dict[str, Any] | str:
             attributes[f"transBatch{side.upper()}"] = 1
     if len(attributes) > 2 and facts.rank(found.a) != facts.rank(found.b):
         return "with the batch's axes behind, both operands must have the same rank"
+    if len(attributes) > 2 and not all(map(provably_positive, (*facts.shape(found.a), *facts.shape(found.b)))):
+        return "with the batch's axes behind, no operand may be empty: the kernel would divide by zero"
     taken = [name for name in ("a_transposed", "b_transposed", *_SCALES, *_DIVISORS) if name in found.bindings]
     for name in _SCALES:
         if name in found.bindings:
             alpha *= float(found.scalar(name))
     for name in _DIVISORS:
         if name in found.bindings:
+            if found.scalar(name) == 0:
+                return "it divides by zero"
             alpha /= float(found.scalar(name))
     if not taken or (product.op_type == "MatMul" and alpha == 1.0 and not any(attributes.values())):
         return "there is nothing to fuse"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from optc.ir.dims import Dim
+from optc.ir.dims import Dim, provably_positive
 from optc.ir.matcher import Match
 from optc.passes.fusion.common import trailing
 from optc.passes.rule import fusion
@@ -17,6 +17,8 @@ def _fits(found: Match) -> str | None:
     columns: tuple[Dim, ...] | None = trailing(facts, found.b, 1)
     if facts.rank(found.b) != 2 or columns is None:
         return "the second operand must be a matrix"
+    if not provably_positive(trailing(facts, found.b, 2)[0]):
+        return "the matrices must have a column in common: the kernel leaves sums of nothing as they are"
     if facts.dtype(found.b_scale) != onnx_ir.DataType.FLOAT:
         return "the scales must be single precision"
     shapes = {name: facts.shape(found[name]) for name in ("a_scale", "a_zero") if name in found.bindings}

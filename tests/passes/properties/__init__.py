@@ -1,0 +1,1 @@
+"""Every rule on mutated models: what is rewritten computes what the mutated model computed."""

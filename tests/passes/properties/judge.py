@@ -1,0 +1,346 @@
+"""Whether a rewritten model computes what the given one does, on inputs of all kinds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from optc.backends import ort_kernels
+from optc.backends.ort import Optimization, Session
+from optc.backends.ort_eval import Evaluator
+from optc.ir.errors import OptcError
+from optc.ir.functions import expanded
+from optc.ir.model import load
+from optc.ir.saving import to_proto
+from optc.ir.targets import builtin_targets
+from optc.ir.verify import Interface, verify_structure
+from optc.passes.manager import PassManager
+from optc.passes.pipeline import Pipeline
+
+from .mutants import Draw, as_type, forget
+
+#: Relative L2 error allowed besides what the original itself is off, by type.
+TOLERANCES = {"float32": 1e-5, "float64": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+#: How many times as far as the original from a computation in double precision the result may be.
+_FACTOR = 4.0
+#: Share of the largest number of a type from which on a sum on the way may overflow.
+_FAR = 1e-4
+_SERVICES = {"kernels": ort_kernels, "evaluator": Evaluator()}
+_SIZES = (2, 3, 1, 5, 0)
+#: Seconds after which a run on tiny inputs counts as failed.
+_PATIENCE = 20
+#: What reads a mask.
+_MASKING = {"Add", "Where", "Unsqueeze", "Expand", "Cast"}
+_SEEDS = st.integers(0, 2**32 - 1)
+
+Feeds = Mapping[str, np.ndarray]
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Verdict:
+    """What became of a mutant.
+
+    Attributes:
+        runs: Feeds on which both were compared.
+        hits: Applications of rules.
+    """
+
+    runs: int = 0
+    hits: dict[str, int] = field(default_factory=dict)
+
+
+class Original:
+    """A mutant as it is given: what it computes, with every optimization of the runtime off.
+
+    Raises:
+        OptcError: The runtime does not take it.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.session = Session(model, optimization="off", threads=1)
+        self._exact: Session | None = None
+
+    def run(self, feeds: Feeds) -> Outputs | None:
+        """The outputs, or None if the model refuses these inputs."""
+        if _has_empty(feeds) and not _survives(lambda: self.session.run(feeds) is not None):
+            return None
+        try:
+            return self.session.run(feeds)
+        except OptcError:
+            return None
+
+    def exact(self, feeds: Feeds) -> Outputs | None:
+        """The outputs in double precision, or None where the runtime lacks kernels for that."""
+        try:
+            if self._exact is None:
+                wide = onnx.ModelProto()
+                wide.CopyFrom(self.model)
+                for kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT):
+                    as_type(wide, TensorProto.DOUBLE, source=kind)
+                forget(wide)
+                self._exact = Session(wide, optimization="off", threads=1)
+            return self._exact.run({n: _widened(array) for n, array in feeds.items()})
+        except OptcError:
+            return None
+
+    def misjudged(self, feeds: Feeds, want: Outputs, tolerance: float) -> bool:
+        """Whether the runtime's own optimizer changes what the original computes, or cannot cope with it."""
+
+        def same() -> bool:
+            got = Session(self.model, optimization="all", threads=1).run(feeds)
+            return not any(_difference(got[name], want[name], tolerance) for name in want)
+
+        return not (_survives(same) if _has_empty(feeds) else _succeeds(same))
+
+    def legal(self, feeds: Feeds) -> bool:
+        """Whether the shapes of these inputs fit together; the runtime is not strict where there is nothing to do."""
+        fixed = onnx.ModelProto()
+        fixed.CopyFrom(self.model)
+        for value in fixed.graph.input:
+            if value.name in feeds:
+                for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True):
+                    dim.dim_value = size
+        try:
+            onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+        except Exception:
+            return False
+        return True
+
+
+def _has_empty(feeds: Feeds) -> bool:
+    return any(not array.size for array in feeds.values())
+
+
+def _succeeds(function: Callable[[], bool]) -> bool:
+    try:
+        return function()
+    except OptcError:
+        return False
+
+
+def _survives(function: Callable[[], bool]) -> bool:
+    """Whether a function returns true; in a process of its own, as kernels may die of empty tensors."""
+    child = os.fork()
+    if child == 0:
+        done = False
+        signal.alarm(_PATIENCE)
+        try:
+            done = _succeeds(function)
+        finally:
+            os._exit(0 if done else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def judge(model: onnx.ModelProto, feeds: Sequence[Feeds], pipeline: Pipeline, tolerance: float = 1e-5) -> Verdict:
+    """Rewrite a model and compare, as it is given to the runtime and as the runtime optimizes it.
+
+    Raises:
+        OptcError: The model is none that can be run.
+        AssertionError: The result is wrong.
+    """
+    original = Original(model)
+    wanted = [(feed, want) for feed in feeds if (want := original.run(feed)) is not None]
+    if not wanted:
+        return Verdict()
+    given = load(model)
+    interface = Interface.of(given)
+    result = PassManager(builtin_targets()["cpu"], _SERVICES, strict=True).run(given, pipeline)
+    problems = verify_structure(result.model) or interface.differences(Interface.of(result.model))
+    assert not problems, problems[0]
+    verdict = Verdict(len(wanted))
+    for record in result.records:
+        for rule, count in record.hits.items():
+            verdict.hits[rule] = verdict.hits.get(rule, 0) + count
+    if not any(record.changes for record in result.records):
+        return verdict
+    after = to_proto(expanded(result.model))
+    optimizations: tuple[Optimization, ...] = ("off", "all")
+    for optimization in optimizations:
+        try:
+            session = Session(after, optimization=optimization, threads=1)
+        except OptcError as error:
+            raise AssertionError(f"the runtime refuses the result ({optimization}): {error}") from error
+        for feed, want in wanted:
+            _compare(session, original, feed, want, optimization, tolerance)
+    return verdict
+
+
+def _compare(
+    session: Session, original: Original, feed: Feeds, want: Outputs, optimization: Optimization, tolerance: float
+) -> None:
+    try:
+        problem = _problem(session, original, feed, want, tolerance)
+    except OptcError as error:
+        problem = f"the result refuses inputs that the original takes: {error}"
+    if problem is None:
+        return
+    if (optimization == "all" or _has_empty(feed)) and original.misjudged(feed, want, tolerance):
+        return
+    if _has_empty(feed) and not original.legal(feed):
+        return
+    inputs = {name: (array.shape, array.dtype.name) for name, array in feed.items()}
+    raise AssertionError(f"{problem} (optimization {optimization}, inputs {inputs})")
+
+
+def _problem(session: Session, original: Original, feed: Feeds, want: Outputs, tolerance: float) -> str | None:
+    """What is wrong with the outputs for these inputs."""
+    if _has_empty(feed) and not _survives(lambda: session.run(feed) is not None):
+        return "the result refuses inputs that the original takes, or crashes"
+    got = session.run(feed)
+    assert list(got) == list(want)
+    for name, expected in want.items():
+        problem = _difference(got[name], expected, tolerance)
+        if problem is None:
+            continue
+        exact = original.exact(feed) if tolerance else None
+        truth = expected if exact is None else exact[name]
+        if not (tolerance and _no_worse(got[name], expected, truth, tolerance)):
+            return f"{name}: {problem}"
+    return None
+
+
+def _difference(got: np.ndarray, want: np.ndarray, tolerance: float) -> str | None:
+    """What is wrong with an output, or None."""
+    if isinstance(want, list) or isinstance(got, list):
+        return None if len(got) == len(want) and all(map(np.array_equal, got, want)) else "another sequence"
+    if got.size == want.size == 0 and got.dtype == want.dtype:
+        return None  # indices into something too small are no error where there are none of them
+    if (got.shape, got.dtype) != (want.shape, want.dtype):
+        return f"{got.dtype}{list(got.shape)} instead of {want.dtype}{list(want.shape)}"
+    if np.array_equal(got, want, equal_nan=want.dtype.kind in "fV"):
+        return None
+    if want.dtype.kind not in "fV" or tolerance == 0:
+        return f"{got} instead of {want}"
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return f"{a[~finite][:4]} instead of {b[~finite][:4]}"
+    if not np.isfinite(a[finite]).all():
+        return f"{a[finite & ~np.isfinite(a)][:4]} where numbers are finite"
+    with np.errstate(all="ignore"):
+        error = np.linalg.norm(a[finite] - b[finite]) / np.linalg.norm(b[finite])
+    allowed = max(tolerance, TOLERANCES[want.dtype.name])
+    return None if error <= allowed else f"relative L2 error {error:.2e} > {allowed:.0e}"
+
+
+def _no_worse(got: np.ndarray, want: np.ndarray, exact: np.ndarray, tolerance: float) -> bool:
+    """Whether the result is not much further from the truth than the original: then it is rounding that differs.
+
+    Where the type of the model overflows on the way to a finite result, any result will do.
+    """
+    if got.shape != want.shape or got.dtype != want.dtype or got.dtype.kind not in "fV":
+        return False
+    a, b, c = (array.astype(np.float64) for array in (got, want, exact))
+    with np.errstate(all="ignore"):
+        far = np.isfinite(c) & ((np.abs(c) > ml_dtypes.finfo(want.dtype).max * _FAR) | ~np.isfinite(b))
+        a, b, c = a[~far], b[~far], c[~far]
+        if not np.array_equal(a[~np.isfinite(b)], b[~np.isfinite(b)], equal_nan=True):
+            return False
+        a, b, c = (array[np.isfinite(b)] for array in (a, b, c))
+        if not (np.isfinite(a).all() and np.isfinite(c).all()):
+            return False
+        allowed = max(tolerance, TOLERANCES[want.dtype.name])
+        return bool(np.linalg.norm(a - c) <= _FACTOR * np.linalg.norm(b - c) + allowed * np.linalg.norm(c))
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if array.dtype.name in TOLERANCES else array
+
+
+# inputs -----------------------------------------------------------------------------------------------------------
+
+
+def draw_feeds(model: onnx.ModelProto, draw: Draw, constants: Mapping[str, np.ndarray], count: int = 3) -> list[Feeds]:
+    """Inputs for a model: sizes for its symbolic dims, and numbers of all kinds.
+
+    Args:
+        model: The model.
+        draw: Draws from a strategy.
+        constants: What inputs that were constants held.
+        count: How many sets of inputs.
+    """
+    # One draw for all of it: the contents are not what a failing example should be told by.
+    rng = np.random.default_rng(draw(_SEEDS))
+    return [_feed(model, rng, constants, plain=index == 0) for index in range(count)]
+
+
+def _feed(model: onnx.ModelProto, rng: np.random.Generator, constants: Mapping[str, np.ndarray], plain: bool) -> Feeds:
+    known = {tensor.name for tensor in model.graph.initializer}
+    sizes: dict[str, int] = {}
+    feeds = {}
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    for value in model.graph.input:
+        if value.name in known:
+            continue
+        kind = value.type.tensor_type
+        shape = [
+            dim.dim_value or _size(dim.dim_param or f"{value.name}{i}", sizes, rng, plain)
+            for i, dim in enumerate(kind.shape.dim)
+        ]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        held = constants.get(value.name)
+        if held is not None and list(held.shape) == shape and rng.random() < 0.7:
+            feeds[value.name] = held.astype(dtype)
+        else:
+            hides = readers.get(value.name, set()) <= _MASKING
+            feeds[value.name] = _contents(value.name, dtype, shape, rng, plain, hides)
+    return feeds
+
+
+def _size(name: str, sizes: dict[str, int], rng: np.random.Generator, plain: bool) -> int:
+    """A size for a symbolic dim; one that was loosened (``u7_8``, ``u7_B``) mostly has the size that it had."""
+    if name not in sizes:
+        _, mark, old = name.partition("_") if name[:1] == "u" and name[1:2].isdigit() else ("", "", "")
+        if mark and (plain or rng.random() < 0.7):
+            sizes[name] = int(old) if old.isdigit() else _size(old, sizes, rng, plain)
+        else:
+            sizes[name] = int(rng.choice(_SIZES[:4] if plain else _SIZES))
+    return sizes[name]
+
+
+def _contents(
+    name: str, dtype: np.dtype, shape: Sequence[int], rng: np.random.Generator, plain: bool, hides: bool
+) -> np.ndarray:
+    if dtype.kind == "b":
+        share = 0.5 if plain else rng.choice([0.0, 0.5, 1.0])
+        return rng.random(shape) < share
+    if dtype.kind in "iu":
+        if dtype.itemsize == 1:
+            info = np.iinfo(dtype)
+            return rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+        return rng.integers(0, 2, shape).astype(dtype)
+    if "var" in name:
+        return rng.uniform(0.5, 1.5, shape).astype(dtype)
+    narrow = dtype.name == "float16"
+    how = "normal" if plain else rng.choice(["normal", "large", "tiny", "zero", "equal", *["hiding"] * hides])
+    normal = rng.standard_normal(shape)
+    with np.errstate(over="ignore"):
+        numbers = {
+            "normal": normal,
+            "large": normal * (30 if narrow else 1e4),
+            "tiny": normal * (1e-4 if narrow else 1e-20),
+            "zero": np.where(normal > 0, 0.0, -0.0),
+            "equal": np.full(shape, 0.7),
+            "hiding": _hiding(rng, shape, dtype),
+        }[how]
+        return np.asarray(numbers).astype(dtype)
+
+
+def _hiding(rng: np.random.Generator, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """What masks hold: zero where something is shown, and very low numbers where it is hidden, which may be all."""
+    lowest = float(ml_dtypes.finfo(dtype).min)
+    low = rng.choice([-np.inf, lowest, lowest / 2, -1e4])
+    return np.where(rng.random(shape) < rng.choice([0.5, 1.0]), low, 0.0)
