@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir
 
 from optc.ir.dims import provably_positive
+from optc.ir.facts import Facts
 from optc.ir.matcher import Match
 from optc.ir.ops import perm_of
 from optc.ir.pattern import split_op
@@ -45,6 +46,12 @@ def _operand_flags(found: Match, side: str, product: onnx_ir.Node) -> tuple[int,
     return f"the transpose of operand {side} must leave the order of the batch's axes and keep them together"
 
 
+def _is_filled(facts: Facts, value: onnx_ir.Value) -> bool:
+    """Whether a value provably has elements."""
+    shape = facts.shape(value)
+    return shape is not None and all(map(provably_positive, shape))
+
+
 def _product_attributes(found: Match) -> dict[str, Any] | str:
     facts, product = found.facts, found["product"].producer()
     if facts.dtype(found.output) not in FLOATS:
@@ -60,7 +67,7 @@ def _product_attributes(found: Match) -> dict[str, Any] | str:
             attributes[f"transBatch{side.upper()}"] = 1
     if len(attributes) > 2 and facts.rank(found.a) != facts.rank(found.b):
         return "with the batch's axes behind, both operands must have the same rank"
-    if len(attributes) > 2 and not all(map(provably_positive, (*facts.shape(found.a), *facts.shape(found.b)))):
+    if len(attributes) > 2 and not (_is_filled(facts, found.a) and _is_filled(facts, found.b)):
         return "with the batch's axes behind, no operand may be empty: the kernel would divide by zero"
     taken = [name for name in ("a_transposed", "b_transposed", *_SCALES, *_DIVISORS) if name in found.bindings]
     for name in _SCALES:

@@ -17,7 +17,8 @@ def _fits(found: Match) -> str | None:
     columns: tuple[Dim, ...] | None = trailing(facts, found.b, 1)
     if facts.rank(found.b) != 2 or columns is None:
         return "the second operand must be a matrix"
-    if not provably_positive(trailing(facts, found.b, 2)[0]):
+    matrix = trailing(facts, found.b, 2)
+    if matrix is None or not provably_positive(matrix[0]):
         return "the matrices must have a column in common: the kernel leaves sums of nothing as they are"
     if facts.dtype(found.b_scale) != onnx_ir.DataType.FLOAT:
         return "the scales must be single precision"

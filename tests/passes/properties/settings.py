@@ -1,0 +1,12 @@
+"""How long the properties are tried."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+#: In every run of the tests: the same few examples each time.
+quick = settings(
+    max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+#: With ``-m slow``: many, and others each time.
+long = settings(quick, max_examples=400, derandomize=False)
