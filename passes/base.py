@@ -71,6 +71,21 @@ class Decision:
     bytes_saved: int | None = None
 
 
+@dataclass(frozen=True)
+class Find:
+    """A place where a fusing pass would fire.
+
+    Attributes:
+        op: The fused op that it would make.
+        root: Names of the nodes of the original model that the match's root stands for.
+        parts: The same of all matched nodes.
+    """
+
+    op: str
+    root: frozenset[str]
+    parts: frozenset[str]
+
+
 @dataclass
 class PassContext:
     """What a pass works on and may use. What comes from outside of the graph is handed in, never looked up.
@@ -85,6 +100,7 @@ class PassContext:
         misses: The nearest misses of each rule that was tried, nearest first.
         remarks: What to tell the user.
         decisions: What lossy passes kept and refused.
+        vetoes: Rules that must leave nodes alone, those that stand for these nodes of the original model; None for all.
     """
 
     rewriter: Rewriter
@@ -96,6 +112,7 @@ class PassContext:
     misses: dict[str, list[Miss]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    vetoes: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
 
     @property
     def model(self) -> onnx_ir.Model:
@@ -130,10 +147,21 @@ class Pass:
 
     name: ClassVar[str] = ""
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    #: Whether it may take apart what a fusion looks for, beside removing, merging and computing things.
+    restructures: ClassVar[bool] = True
 
     def run(self, ctx: PassContext) -> None:
         """Change ``ctx.model`` through ``ctx.rewriter``; raise PassError if that turns out to be impossible."""
         raise NotImplementedError
+
+    def finds(self, ctx: PassContext) -> list[Find]:
+        """Where this pass would fuse, for the guard of fusions; nothing if it does not, or asks for no guard."""
+        return []
+
+    @property
+    def guards(self) -> bool:
+        """Whether the passes before it must not lose what it would find."""
+        return False
 
     @classmethod
     def summary(cls) -> str:

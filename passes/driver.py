@@ -75,7 +75,7 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
         while (node := worklist.pop()) is not None:
             ctx.rewriter.journal.begin()  # at the end of a replay not even a rule that only looks is run any more
             for rule in index.get((node.domain, node.op_type), ()):
-                if rule.name in off:
+                if rule.name in off or (rule.name in ctx.vetoes and _is_vetoed(ctx, rule, node)):
                     continue
                 try:
                     outcome = rule.apply(ctx.rewriter, node)
@@ -101,6 +101,11 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
         ctx.rewriter.listeners.remove(worklist)
     _keep_misses(ctx, rules, misses)
     return sum(fired.values())
+
+
+def _is_vetoed(ctx: PassContext, rule: Rule, node: onnx_ir.Node) -> bool:
+    names = ctx.vetoes[rule.name]
+    return names is None or not names.isdisjoint(sources(node))
 
 
 def _keep_misses(ctx: PassContext, rules: Sequence[Rule], misses: Mapping[tuple[str, onnx_ir.Node], Miss]) -> None:

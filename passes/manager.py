@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +17,8 @@ from optc.ir.matcher import Miss
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import Target, suggestion
 from optc.ir.verify import Interface, verify_structure
-from optc.passes.base import Decision, Numerics, Pass, PassContext, Remark
+from optc.passes.base import Decision, Numerics, Pass, PassContext, Remark, all_graphs
+from optc.passes.guard import Trial, Veto, Watch, kept_away, vetoes_for
 from optc.passes.pipeline import Fixpoint, Pipeline, leaves, print_pass, without
 
 #: A numeric check of a model after a pass of a numerics class: None if it is right, else what is wrong.
@@ -114,15 +117,16 @@ class PassManager:
         The result's model honours the interface of the given one, whatever the passes do.
         """
         run = _Run(self, model)
-        run.items(pipeline)
+        run.pipeline(pipeline)
         return PipelineResult(run.ctx.model, list(run.records.values()), run.misses, run.rules)
 
 
 class _Run:
     """The state of one run."""
 
-    def __init__(self, manager: PassManager, model: onnx_ir.Model) -> None:
-        self.manager = manager
+    def __init__(self, manager: PassManager, model: onnx_ir.Model, vetoes: Sequence[Veto] = ()) -> None:
+        self.manager, self.vetoes = manager, vetoes
+        self.watch: Watch | None = None
         self.interface = Interface.of(model)
         self.misses: dict[str, list[Miss]] = {}
         self.rules: dict[str, str] = {}
@@ -135,7 +139,68 @@ class _Run:
 
     def _context(self, model: onnx_ir.Model) -> PassContext:
         rewriter = Rewriter(model, journal=self.manager.journal)
-        return PassContext(rewriter, self.manager.target, self.manager.services, rules=self.rules)
+        context = PassContext(rewriter, self.manager.target, self.manager.services, rules=self.rules)
+        context.vetoes = kept_away(self.vetoes)
+        return context
+
+    def pipeline(self, pipeline: Pipeline) -> None:
+        """Run a whole pipeline; what stands before a fusing pass is guarded."""
+        start = 0
+        for index, item in enumerate(pipeline):
+            # A replay stops somewhere on the way: nothing is lost that a fusing pass has not come to yet.
+            if isinstance(item, Pass) and item.guards and index > start and self.manager.journal.limit is None:
+                self._guarded(pipeline[start : index + 1], item)
+                start = index + 1
+        self.items(pipeline[start:])
+
+    def _guarded(self, items: Pipeline, fuse: Pass) -> None:
+        """Run the passes up to a fusing one; again without what loses fusions, if anything does."""
+        journal = self.manager.journal
+        if self._name_nodes() or self._snapshot is None:
+            self._snapshot = self.ctx.model.clone()
+        before, numbered = self._snapshot, len(journal.applications)
+        records, settled = copy.deepcopy(self.records), set(self._settled)
+        self.watch = Watch(fuse)
+        self.watch.look(self.ctx)
+        self.items(items)
+        first = self._outcome()
+        if not first.lost:
+            self.watch = None
+            return
+
+        def trial(vetoes: Sequence[Veto]) -> Trial:
+            run = _Run(PassManager(self.manager.target, self.manager.services), before.clone(), vetoes)
+            run.watch = Watch(fuse, dict(self.watch.finds) if self.watch else {})
+            run.items(items)
+            return run._outcome()
+
+        made = [one for one in journal.applications[numbered:] if one.step != print_pass(fuse)]
+        vetoes = vetoes_for(trial, first, made)
+        self.watch = None
+        if not vetoes:
+            return
+        del journal.applications[numbered:]
+        self.records, self._settled, self.vetoes = records, settled, vetoes
+        self.ctx, self._snapshot = self._context(before.clone()), before
+        self.items(items)
+        ops = Counter(find.op for find in first.lost)
+        lost = ", ".join(f"{count} x {op}" for op, count in sorted(ops.items()))
+        for veto in vetoes:
+            reason = f"kept back by the guard of fusions: it would have lost {lost}"
+            name = veto.step.partition("{")[0]
+            record = self.records.setdefault(veto.step, PassRecord(name, veto.step, Numerics.EXACT))
+            record.remarks.append(Remark("skipped", veto.rule or "all of it", reason))
+
+    def _name_nodes(self) -> bool:
+        """Give every node a name, by which it is known when it has become something else; whether any had none."""
+        unnamed = [node for graph in all_graphs(self.ctx.model) for node in graph if not node.name]
+        for node in unnamed:
+            node.name = self.ctx.rewriter.fresh_name(node.op_type)
+        return bool(unnamed)
+
+    def _outcome(self) -> Trial:
+        lost = self.watch.lost(self.ctx.model) if self.watch is not None else frozenset()
+        return Trial(lost, count_nodes(self.ctx.model))
 
     def items(self, pipeline: Pipeline) -> bool:
         changed = False
@@ -155,6 +220,10 @@ class _Run:
         journal = self.manager.journal
         if text in self.guilty or text in self._settled or journal.exhausted:
             return False
+        if any(veto.step == text and veto.rule is None for veto in self.vetoes):
+            return False
+        if self.watch is not None and item.restructures:
+            self.watch.look(self.ctx)
         record = self.records.setdefault(text, PassRecord(item.name, text, item.numerics))
         self.manager.before(item)
         if self._snapshot is None:
@@ -222,8 +291,8 @@ class _Run:
     def _roll_back(self, record: PassRecord, text: str, problem: str) -> None:
         if self._snapshot is None:
             raise RuntimeError("no snapshot to roll back to")
-        self.ctx = self._context(self._snapshot)
-        self._snapshot = None
+        # The snapshot is kept: the guard may want to go back to it once more.
+        self.ctx = self._context(self._snapshot.clone())
         self.guilty.add(text)
         record.status, record.reason = "rolled back", problem
 

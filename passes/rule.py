@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import onnx_ir
 
+from optc.ir.facts import Facts
 from optc.ir.functions import outline, unnamed
 from optc.ir.matcher import Match, Miss, match
 from optc.ir.pattern import Pattern, build_pattern, split_op
@@ -104,6 +105,11 @@ class FusionRule(PatternRule):
     exports: tuple[str, ...] = ()
     attributes: Callable[[Match], dict[str, Any] | str] | None = None
     same_shape_as: str | None = None
+
+    def find(self, facts: Facts, node: onnx_ir.Node) -> Match | None:
+        """The match at a node, if the rule would fire there."""
+        found = match(self.pattern, node, facts, self.name, self._refuse)
+        return found if isinstance(found, Match) else None
 
     def apply(self, rewriter: Rewriter, node: onnx_ir.Node) -> Miss | bool | None:
         found = match(self.pattern, node, rewriter.facts, self.name, self._refuse)

@@ -25,6 +25,7 @@ class ControlFlow(Pass):
     """
 
     name = "control-flow"
+    restructures = False
 
     def run(self, ctx: PassContext) -> None:
         changed = False

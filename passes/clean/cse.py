@@ -22,6 +22,7 @@ class CommonSubexpressions(Pass):
     """
 
     name = "cse"
+    restructures = False
 
     def run(self, ctx: PassContext) -> None:
         _merge(ctx, ctx.model.graph, Numbering(ctx), ChainMap())

@@ -26,6 +26,7 @@ class DeadCodeElimination(Pass):
     """
 
     name = "dce"
+    restructures = False
 
     def run(self, ctx: PassContext) -> None:
         rw, model = ctx.rewriter, ctx.model

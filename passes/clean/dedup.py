@@ -29,6 +29,7 @@ class Deduplicate(Pass):
     """
 
     name = "dedup"
+    restructures = False
 
     def run(self, ctx: PassContext) -> None:
         for alike in _groups(ctx.model).values():

@@ -40,6 +40,7 @@ class Fold(Pass):
     """
 
     name = "fold"
+    restructures = False
 
     growth: float = 0.01
     slack: int = 4096

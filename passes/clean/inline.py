@@ -24,6 +24,7 @@ class Inline(Pass):
     """
 
     name = "inline"
+    restructures = False
 
     limit: int = 250_000
 

@@ -33,6 +33,7 @@ class Shapes(Pass):
 
     name: ClassVar[str] = "shapes"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    restructures = False
 
     skip: tuple[str, ...] = ()
 

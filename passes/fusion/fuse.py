@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from optc.ir.errors import UsageError
+from optc.ir.rewriter import sources
 from optc.ir.targets import suggestion
-from optc.passes.base import Numerics, Pass, PassContext
+from optc.passes.base import Find, Numerics, Pass, PassContext, all_graphs
 from optc.passes.driver import apply_rules
 from optc.passes.fusion import (
     activation,
@@ -28,7 +30,7 @@ from optc.passes.fusion import (
     rotary,
     rows,
 )
-from optc.passes.rule import Rule
+from optc.passes.rule import FusionRule, Rule
 
 #: The opset from which on operators broadcast as NumPy does, which rules and facts take for granted.
 _BROADCASTING_SINCE = 7
@@ -83,6 +85,33 @@ class Fuse(Pass):
     only: tuple[str, ...] = ()
     #: Names of rules to leave out.
     skip: tuple[str, ...] = ()
+    #: Whether a clean-up before it is undone where it would lose a fusion.
+    guard: bool = True
+
+    restructures: ClassVar[bool] = False
+
+    @property
+    def guards(self) -> bool:
+        return self.guard
+
+    def finds(self, ctx: PassContext) -> list[Find]:
+        if ctx.rewriter.opset() < _BROADCASTING_SINCE:
+            return []
+        index: dict[tuple[str, str], list[FusionRule]] = {}
+        for rule in (rule for phase in PHASES for rule in self._chosen(phase) if isinstance(rule, FusionRule)):
+            for root in rule.roots:
+                index.setdefault(root, []).append(rule)
+        found = []
+        for node in (node for graph in all_graphs(ctx.model) for node in graph):
+            for rule in index.get((node.domain, node.op_type), ()):
+                place = rule.find(ctx.facts, node)
+                if place is not None:
+                    parts = frozenset(name for part in place.nodes for name in sources(part))
+                    found.append(Find(rule.op, frozenset(sources(node)), parts))
+        return found
+
+    def _chosen(self, rules: Sequence[Rule]) -> list[Rule]:
+        return [r for r in rules if (not self.only or r.name in self.only) and r.name not in self.skip]
 
     def run(self, ctx: PassContext) -> None:
         known = fusions()
@@ -95,5 +124,4 @@ class Fuse(Pass):
             ctx.remark("skipped", "fuse", f"below opset {_BROADCASTING_SINCE} operators broadcast by other rules")
             return
         for phase in PHASES:
-            chosen = [r for r in phase if (not self.only or r.name in self.only) and r.name not in self.skip]
-            apply_rules(ctx, chosen)
+            apply_rules(ctx, self._chosen(phase))
