@@ -18,6 +18,7 @@ BUILTIN: dict[str, str] = {
     "emit": "optc.passes.emit.emit:Emit",
     "shapes": "optc.passes.clean.shapes:Shapes",
     "simplify": "optc.passes.clean.simplify:Simplify",
+    "split-projections": "optc.passes.compress.projections:SplitProjections",
     "quantize-dynamic": "optc.passes.compress.quantize_dynamic:QuantizeDynamic",
 }
 

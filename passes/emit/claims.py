@@ -14,7 +14,8 @@ import onnx_ir
 
 from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
-from optc.passes.emit.attention import is_multi_head_attention, multi_head_attention, rotary_embedding
+from optc.passes.emit import attention
+from optc.passes.emit.rotary import rotary_embedding
 
 CPU = "CPUExecutionProvider"
 MS = "com.microsoft"
@@ -100,7 +101,8 @@ class Recipe:
         build: Builds them before the call and returns a value for each of the call's outputs, and maybe more.
         inputs: Inputs of the call, from the first on, that it cannot do without.
         only_on: Execution providers it was made for; empty for all.
-        serves: Whether it can do what a call asks for.
+        since: The opset of the default domain that it needs; the model is raised to it if nothing is in the way.
+        problem: Why a call cannot become this; None if it can.
     """
 
     name: str
@@ -108,7 +110,8 @@ class Recipe:
     build: Callable[[Rewriter, onnx_ir.Node], tuple[onnx_ir.Value, ...]]
     inputs: int = 1
     only_on: frozenset[str] = frozenset()
-    serves: Callable[[onnx_ir.Node, Facts], bool] = lambda call, facts: True
+    since: int = 1
+    problem: Callable[[Facts, onnx_ir.Node], str | None] = lambda facts, call: None
 
 
 _ON_CPU = frozenset({CPU})
@@ -176,16 +179,32 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     "QuantizedMaxPool": (Realisation("MaxPool", since=12),),
     "FusedGemm": (Realisation("FusedGemm", MS, attributes=_gemm_attributes, slow_on=_ON_CPU),),
     "FusedMatMul": (Realisation("FusedMatMul", MS, attributes=_product_attributes),),
-    # CPU, 12 heads of 64, sequence 8, 128, 512: 1.17, 1.05, 1.05 without a mask, 1.13, 1.13, 1.46 with one; with
-    # 2 threads 1.18, 1.06, 1.08 and 1.16, 1.13, 1.46. With ``Attention``, which holds the projections as well, and with
-    # the projections' biases given to the kernel it is as fast as without.
+    # CPU: see `benchmarks/results/attention.md`. A layer with its projections is as fast in all three forms, where the
+    # first is one operator for seven; without them opset 23's is the fastest.
     "Attention": (
         Recipe(
-            "com.microsoft::MultiHeadAttention",
-            ("com.microsoft::MultiHeadAttention",),
-            multi_head_attention,
-            inputs=3,
-            serves=is_multi_head_attention,
+            f"{MS}::Attention",
+            (f"{MS}::Attention",),
+            attention.projected,
+            3,
+            only_on=_ON_CPU,
+            problem=attention.projected_problem,
+        ),
+        Recipe(
+            "ai.onnx::Attention",
+            ("Attention",),
+            attention.standard,
+            3,
+            only_on=_ON_CPU,
+            since=23,
+            problem=attention.standard_problem,
+        ),
+        Recipe(
+            f"{MS}::MultiHeadAttention",
+            (f"{MS}::MultiHeadAttention",),
+            attention.multi_head,
+            3,
+            problem=attention.multi_head_problem,
         ),
     ),
     # CPU, 12 heads of 64, sequence 1, 8, 128, 512: 1.12, 1.26, 1.83, 2.13; with 2 threads 1.14, 1.05, 1.78, 2.41.

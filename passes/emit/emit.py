@@ -13,18 +13,21 @@ import onnx_ir
 
 from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN, drop_unused_functions, inline
+from optc.ir.opset import NEWEST, adapt, obstacle, raise_opset, steps
 from optc.ir.pattern import split_op
 from optc.ir.rewriter import RULE_KEY, Rewriter
+from optc.ir.verify import label
 from optc.passes.base import Numerics, Pass, PassContext, all_graphs
 from optc.passes.emit.claims import CLAIMS, Realisation, Recipe
+
+#: The type of the first input, or of each type variable.
+DTypes = onnx_ir.DataType | dict[str, onnx_ir.DataType]
 
 
 class Kernels(Protocol):
     """The service "kernels": which operators the target's runtime really has."""
 
-    def supports(
-        self, domain: str, op: str, opset_version: int, dtypes: dict[str, onnx_ir.DataType], provider: str
-    ) -> bool: ...
+    def supports(self, domain: str, op: str, opset_version: int, dtypes: DTypes | None, provider: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,15 @@ class Emit(Pass):
     slow: bool = False
 
     def run(self, ctx: PassContext) -> None:
-        unclaimed: Counter[str] = Counter()
         pending = [node for graph in all_graphs(ctx.model) for node in graph if node.domain == FUSED_DOMAIN]
+        pending = self._at_best_opset(ctx, pending)
+        unclaimed: Counter[tuple[str, str]] = Counter()
         while pending:
-            call = pending.pop()
+            call = pending.pop(0)
             choice = choose(ctx, call, self.slow)
-            if choice is None:
-                unclaimed[f"{call.op_type} ({_type_name(ctx, call)})"] += 1
-                pending.extend(_unfuse(ctx.rewriter, call))
+            if isinstance(choice, str):
+                unclaimed[f"{call.op_type} ({_type_name(ctx, call)})", choice] += 1
+                pending[:0] = _unfuse(ctx.rewriter, call)
             elif isinstance(choice, Recipe):
                 with ctx.rewriter.at(call, call.metadata_props.get(RULE_KEY, "emit")):
                     _replace(ctx.rewriter, call, choice.build(ctx.rewriter, call))
@@ -56,13 +60,52 @@ class Emit(Pass):
             else:
                 _realise(ctx.rewriter, call, choice)
                 ctx.hit(f"{choice.domain or 'ai.onnx'}::{choice.op}")
-        for what, count in sorted(unclaimed.items()):
-            ctx.remark("skipped", f"{count} x {what}", f"no faster kernel on {ctx.target.provider}: left in its parts")
+        for (what, reason), count in sorted(unclaimed.items()):
+            ctx.remark("skipped", f"{count} x {what}", f"{reason}: left in its parts")
         drop_unused_functions(ctx.model)
+
+    def _at_best_opset(self, ctx: PassContext, calls: list[onnx_ir.Node]) -> list[onnx_ir.Node]:
+        """Raise the model to the opset that the best realisations need, if nothing is in the way; what is left."""
+        rw = ctx.rewriter
+        kernels: Kernels | None = ctx.services.get("kernels")
+        wanted = {call: choose(ctx, call, self.slow, NEWEST) for call in calls}
+        needed = {choice.name: choice.since for choice in wanted.values() if isinstance(choice, Recipe)}
+        version, old = max(needed.values(), default=0), rw.opset()
+        if kernels is None or version <= old:
+            return calls
+        what = ", ".join(sorted(name for name, since in needed.items() if since > old))
+        reason = obstacle(ctx.model, ctx.facts, version) or _missing_kernel(ctx, kernels, version)
+        if reason is None:
+            raise_opset(rw, version)
+            ctx.hit(f"opset {old} to {version}")
+        else:
+            ctx.remark("skipped", f"opset {version} for {what}", reason)
+        return calls
+
+
+def _missing_kernel(ctx: PassContext, kernels: Kernels, version: int) -> str | None:
+    """A node that the runtime has a kernel for at the model's opset, but none at the new one."""
+    old = ctx.rewriter.opset()
+    seen = set()
+    for graph in all_graphs(ctx.model):
+        for node in graph:
+            if node.domain != "" or not steps(node.op_type, old, version):
+                continue
+            dtype = ctx.facts.dtype(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+            if (node.op_type, dtype) in seen:
+                continue
+            seen.add((node.op_type, dtype))
+            had, has = (
+                kernels.supports("", node.op_type, opset, dtype, ctx.target.provider) for opset in (old, version)
+            )
+            if had and not has:
+                return f"{label(node)}: the runtime has no kernel of opset {version}"
+    return None
 
 
 def _unfuse(rw: Rewriter, call: onnx_ir.Node) -> list[onnx_ir.Node]:
-    """Put back the original nodes; returns those that are fused ops themselves."""
+    """Put back the original nodes, at the model's opset; returns those that are fused ops themselves."""
+    old = rw.model.functions[call.op_identifier()].opset_imports.get("", rw.opset())
     nodes = inline(rw, call)
     for node in nodes:
         tensor = rw.facts.tensor(node.outputs[0]) if node.op_type == "Constant" and not node.domain else None
@@ -71,49 +114,89 @@ def _unfuse(rw: Rewriter, call: onnx_ir.Node) -> list[onnx_ir.Node]:
             with rw.at(node, "constant"):
                 rw.replace(node.outputs[0], rw.constant(tensor.numpy(), node.outputs[0].name or "const"))
             rw.erase(node)
+        elif not node.domain and old < rw.opset():
+            adapt(rw, node, old, rw.opset())
     return [node for node in nodes if node.domain == FUSED_DOMAIN]
 
 
-def choose(ctx: PassContext, call: onnx_ir.Node, slow: bool = False) -> Realisation | Recipe | None:
-    """The first realisation of a fused op that the target runs, and runs faster; None if there is none."""
+def choose(
+    ctx: PassContext, call: onnx_ir.Node, slow: bool = False, opset: int | None = None
+) -> Realisation | Recipe | str:
+    """The first realisation of a fused op that the target runs, and runs faster; or why there is none.
+
+    Args:
+        ctx: The pass's context.
+        call: The call of the fused op.
+        slow: Take the one operator with a fused kernel even where it is slower.
+        opset: Answer for this opset of the default domain instead of the model's.
+    """
+    opset = max(opset or 0, ctx.rewriter.opset())
+    reasons = []
     for one in CLAIMS.get(call.op_type, ()):
+        if isinstance(one, Recipe) and slow:
+            continue
         if isinstance(one, Recipe):
-            if not slow and _can_cook(ctx, call, one):
-                return one
-        elif (slow or ctx.target.provider not in one.slow_on) and _fits(ctx, call, one):
+            reason = _recipe_problem(ctx, call, one, opset)
+        elif not slow and ctx.target.provider in one.slow_on:
+            reason = f"{_spelled(one)} is no faster on {ctx.target.provider}"
+        else:
+            reason = _problem(ctx, call, one, opset)
+        if reason is None:
             return one
+        reasons.append(reason)
+    return "; ".join(dict.fromkeys(reasons)) or f"nothing on {ctx.target.provider} computes it"
+
+
+def _recipe_problem(ctx: PassContext, call: onnx_ir.Node, recipe: Recipe, opset: int) -> str | None:
+    if recipe.only_on and ctx.target.provider not in recipe.only_on:
+        return f"{recipe.name} was not measured on {ctx.target.provider}"
+    if opset < recipe.since:
+        return f"{recipe.name} needs opset {recipe.since}"
+    if any(_left_out(call, index) for index in range(recipe.inputs)):
+        return f"{recipe.name} wants an input that is left out"
+    dtype = ctx.facts.dtype(call.inputs[0])
+    if dtype is None:
+        return "the type is not known"
+    for op in recipe.ops:
+        if not _has_kernel(ctx, *split_op(op), dtype, opset):
+            return f"{ctx.target.provider} has no kernel of {op} for {dtype.name.lower()}"
+    reason = recipe.problem(ctx.facts, call)
+    return None if reason is None else f"{recipe.name}: {reason}"
+
+
+def _problem(ctx: PassContext, call: onnx_ir.Node, one: Realisation, opset: int) -> str | None:
+    name = _spelled(one)
+    if one.only_on and ctx.target.provider not in one.only_on:
+        return f"{name} was not measured on {ctx.target.provider}"
+    if not one.domain and opset < one.since:
+        return f"{name} needs opset {one.since}"
+    if one.attributes(_attributes(call)) is None:
+        return f"{name} cannot say this"
+    if one.ones is not None and _left_out(call, one.ones) and _normalized_shape(ctx.facts, call) is None:
+        return f"{name} needs a scale, whose size is not known"
+    dtypes = {variable: ctx.facts.dtype(call.inputs[index]) for variable, index in one.types.items()}
+    if None in dtypes.values():
+        return "the type is not known"
+    if not _has_kernel(ctx, one.domain, one.op, dtypes, opset):
+        kinds = ", ".join(dtype.name.lower() for dtype in dtypes.values())
+        return f"{ctx.target.provider} has no kernel of {name} for {kinds}"
     return None
 
 
-def _can_cook(ctx: PassContext, call: onnx_ir.Node, recipe: Recipe) -> bool:
-    if recipe.only_on and ctx.target.provider not in recipe.only_on:
-        return False
-    if any(_left_out(call, index) for index in range(recipe.inputs)) or not recipe.serves(call, ctx.facts):
-        return False
-    dtype = ctx.facts.dtype(call.inputs[0])
-    return dtype is not None and all(_has_kernel(ctx, *split_op(op), {"T": dtype}) for op in recipe.ops)
+def _spelled(one: Realisation) -> str:
+    return f"{one.domain or 'ai.onnx'}::{one.op}"
 
 
-def _fits(ctx: PassContext, call: onnx_ir.Node, one: Realisation) -> bool:
-    if one.only_on and ctx.target.provider not in one.only_on:
-        return False
-    if (ctx.rewriter.opset(one.domain) or 1) < one.since or one.attributes(_attributes(call)) is None:
-        return False
-    if one.ones is not None and _left_out(call, one.ones) and _normalized_shape(ctx.facts, call) is None:
-        return False
-    dtypes = {variable: ctx.facts.dtype(call.inputs[index]) for variable, index in one.types.items()}
-    return None not in dtypes.values() and _has_kernel(ctx, one.domain, one.op, dtypes)
-
-
-def _has_kernel(ctx: PassContext, domain: str, op: str, dtypes: dict[str, onnx_ir.DataType]) -> bool:
-    opset = ctx.rewriter.opset(domain) or 1
+def _has_kernel(ctx: PassContext, domain: str, op: str, dtypes: DTypes, opset: int) -> bool:
+    """Whether the runtime has an operator for types: one of the first input, or of each type variable."""
+    opset = (ctx.rewriter.opset(domain) or 1) if domain else opset
     kernels: Kernels | None = ctx.services.get("kernels")
     if kernels is None:
         return _in_standard(domain, op, opset, dtypes)
     return kernels.supports(domain, op, opset, dtypes, ctx.target.provider)
 
 
-def _in_standard(domain: str, op: str, opset: int, dtypes: dict[str, onnx_ir.DataType]) -> bool:
+def _in_standard(domain: str, op: str, opset: int, dtypes: DTypes) -> bool:
     """Whether ONNX itself defines the operator for these types."""
     if domain:
         return False
@@ -121,6 +204,8 @@ def _in_standard(domain: str, op: str, opset: int, dtypes: dict[str, onnx_ir.Dat
         schema = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
         return False
+    if isinstance(dtypes, onnx_ir.DataType):
+        dtypes = {schema.inputs[0].type_str: dtypes}
     allowed = {entry.type_param_str: entry.allowed_type_strs for entry in schema.type_constraints}
     return all(f"tensor({dtype.name.lower()})" in allowed.get(name, ()) for name, dtype in dtypes.items())
 
