@@ -1,4 +1,4 @@
-"""Transposes that undo each other, directly or through elementwise operators."""
+"""Transposes that undo each other, directly or through operators that let them pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
-from optc.ir.ops import axis_of, is_op, made_by, only_use, perm_of, transpose
+from optc.ir.ops import (
+    REDUCTIONS,
+    Cut,
+    axes_of,
+    axis_of,
+    cuts_of,
+    int_attr,
+    is_op,
+    made_by,
+    only_use,
+    perm_of,
+    reduction,
+    slice_,
+    transpose,
+)
 from optc.ir.rewriter import Rewriter, copy_attributes
 from optc.passes.clean.common import MAX_SCANNED
 from optc.passes.rule import node_rule
@@ -24,6 +38,9 @@ _BROADCASTING = """
 ELEMENTWISE = frozenset(f"{_UNARY} {_BROADCASTING} Clip".split())
 #: The inputs after the first of these are scalars that stay as they are.
 _SCALAR_OPERANDS = frozenset({"Clip"})
+#: Operators along one axis, which is another one for a transposed operand.
+_ALONG_AXIS = ("Softmax", "LogSoftmax", "Hardmax")
+_SOFTMAX_ONE_AXIS_SINCE = 13
 #: How many nodes deep a layout is followed.
 _MAX_DEPTH = 8
 
@@ -65,7 +82,10 @@ def transpose_pair(rw: Rewriter, node: onnx_ir.Node):
 
 @node_rule("transpose-cancels", "Transpose")
 def transpose_cancels(rw: Rewriter, node: onnx_ir.Node):
-    """Transpose of elementwise operators, some on Transposes: transpose the leaves, where that leaves fewer of them."""
+    """Transpose of operators that let it pass, some on Transposes: transpose the leaves, where that leaves fewer.
+
+    Elementwise operators, and reductions, slices and softmaxes, which then work along other axes.
+    """
     perm = perm_of(node, rw.facts)
     if perm is None or node.inputs[0] is None:
         return None
@@ -73,11 +93,22 @@ def transpose_cancels(rw: Rewriter, node: onnx_ir.Node):
     return _moved(rw, node.inputs[0], perm, _MAX_DEPTH) if gain is not None and 1 + gain > 0 else None
 
 
-def _elementwise(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
+def _passable(facts: Facts, value: onnx_ir.Value | None, perm: Sequence[int]) -> onnx_ir.Node | None:
+    """The node that makes a value, if it can as well make the transposed value of transposed operands."""
     node = None if value is None else value.producer()
-    if node is None or not is_op(node, *ELEMENTWISE) or len(node.outputs) != 1 or not only_use(node.outputs[0]):
+    if node is None or len(node.outputs) != 1 or not only_use(node.outputs[0]):
         return None
-    return node
+    if is_op(node, *ELEMENTWISE):
+        return node
+    if is_op(node, *_ALONG_AXIS) and facts.opset() >= _SOFTMAX_ONE_AXIS_SINCE:
+        axis = axis_of(node, facts, -1)
+        if axis is None:
+            return None
+        # Softmax along any other axis than the last one makes ONNX Runtime transpose, there and back.
+        return node if perm.index(axis) == len(perm) - 1 or axis != len(perm) - 1 else None
+    if is_op(node, *REDUCTIONS):
+        return node if int_attr(node, "keepdims", 1) and axes_of(node, facts) else None
+    return node if is_op(node, "Slice") and cuts_of(node, facts) else None
 
 
 def _gain(facts: Facts, value: onnx_ir.Value, perm: tuple[int, ...], depth: int) -> int | None:
@@ -102,9 +133,9 @@ def _gain(facts: Facts, value: onnx_ir.Value, perm: tuple[int, ...], depth: int)
 
 
 def _gain_below(facts: Facts, value: onnx_ir.Value, perm: tuple[int, ...], depth: int) -> int | None:
-    """The same, if the operands of the elementwise operator that makes ``value`` are transposed instead of it."""
-    node = _elementwise(value)
-    if node is None or depth == 0 or facts.rank(value) != len(perm):
+    """The same, if the operands of the operator that makes ``value`` are transposed instead of it."""
+    node = _passable(facts, value, perm) if facts.rank(value) == len(perm) else None
+    if node is None or depth == 0:
         return None
     gains = [_gain(facts, operand, perm, depth - 1) for operand in _operands(node)]
     return None if None in gains else sum(gain for gain in gains if gain is not None)
@@ -117,7 +148,8 @@ def _unchanged(facts: Facts, value: onnx_ir.Value, rank: int) -> bool:
 
 
 def _operands(node: onnx_ir.Node) -> list[onnx_ir.Value]:
-    values = node.inputs[:1] if node.op_type in _SCALAR_OPERANDS else node.inputs
+    alone = node.op_type in _SCALAR_OPERANDS or is_op(node, "Slice", *REDUCTIONS)
+    values = node.inputs[:1] if alone else node.inputs
     return [value for value in values if value is not None]
 
 
@@ -135,14 +167,27 @@ def _moved(rw: Rewriter, value: onnx_ir.Value, perm: tuple[int, ...], depth: int
         composed = compose(perm_of(leaf, rw.facts) or (), perm)
         return leaf.inputs[0] if is_identity(composed) else transpose(rw, leaf.inputs[0], composed)
     below = _gain_below(rw.facts, value, perm, depth)
-    node = _elementwise(value)
+    node = _passable(rw.facts, value, perm)
     if node is None or below is None or below < -1:
         return transpose(rw, value, perm)
+    if is_op(node, "Slice", *REDUCTIONS):
+        return _along_moved_axes(rw, node, _moved(rw, node.inputs[0], perm, depth - 1), perm)
+    if is_op(node, *_ALONG_AXIS):
+        axis = perm.index(axis_of(node, rw.facts, -1) or 0)
+        return _copy(rw, node, [_moved(rw, node.inputs[0], perm, depth - 1)], axis=axis)
     count = len(_operands(node))
     operands = [
         None if v is None else _moved(rw, v, perm, depth - 1) if i < count else v for i, v in enumerate(node.inputs)
     ]
     return _copy(rw, node, operands)
+
+
+def _along_moved_axes(rw: Rewriter, node: onnx_ir.Node, x: onnx_ir.Value, perm: tuple[int, ...]) -> onnx_ir.Value:
+    """A Slice or a reduction of what is transposed."""
+    if is_op(node, "Slice"):
+        return slice_(rw, x, [Cut(perm.index(cut.axis), *cut[1:]) for cut in cuts_of(node, rw.facts) or ()])
+    axes = sorted(perm.index(axis) for axis in axes_of(node, rw.facts) or ())
+    return reduction(rw, node.op_type, x, axes, keepdims=True)
 
 
 def _copy(rw: Rewriter, node: onnx_ir.Node, operands: Sequence[onnx_ir.Value | None], **changed: int) -> onnx_ir.Value:

@@ -29,6 +29,7 @@ from optc.passes.fusion import (
     quantized,
     rotary,
     rows,
+    views,
 )
 from optc.passes.rule import FusionRule, Rule
 
@@ -57,12 +58,13 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         norm.rms_norm,
         gemm.gemm_activation,
         conv.conv_add,
+        views.transpose_through_view,
         matmul.own_operands,
         matmul.scaled_matmul,
     ),
     (norm.layer_norm_plain, norm.rms_norm_plain, affine_before.affine_into_next_dense, matmul.transposed_matmul),
     (norm.skip_layer_norm, norm.skip_rms_norm),
-    gathers.RULES,
+    (*gathers.RULES, views.transpose_is_view),
 )
 
 

@@ -97,3 +97,33 @@ def test_layouts_are_followed_only_so_far():
 @given(st.data())
 def test_random_programs(data):
     check(program(data.draw, "transposes"), Simplify(), sizes=(5, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("between", "result", "left"),
+    [
+        ("b = Softmax <axis = 1> (a)", "float[N, 3, 2]", {"Softmax": 1}),
+        ("b = ReduceMean <axes = [1], keepdims = 1> (a)", "float[N, 3, 1]", {"ReduceMean": 1}),
+        ("b = ReduceSum (a, two)", "float[N, 1, 2]", {"ReduceSum": 1}),
+        ("b = Slice (a, one, end, two)", "float[N, 2, 2]", {"Slice": 1}),
+        (
+            "c = Exp (a) d = Softmax <axis = -2> (c) b = Sub (d, weight)",
+            "float[N, 3, 2]",
+            {"Exp": 1, "Softmax": 1, "Sub": 1},
+        ),
+    ],
+)
+def test_axes_that_are_worked_along_move(between, result, left):
+    text = f"""g (float[N, 3, 2] x) => ({result} y) <int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] end = {{9}},
+        float[2, 1] k = {{1, 2}}>
+        {{ a = Transpose <perm = [0, 2, 1]> (x) {between} y = Transpose <perm = [0, 2, 1]> (b) }}"""
+    outcome = check(text, Simplify())
+    assert outcome.ops == left
+
+
+@pytest.mark.parametrize("between", ["b = Softmax <axis = -1> (a)", "b = ReduceMax <axes = [2], keepdims = 0> (a)"])
+def test_operators_that_transposes_do_not_pass(between):
+    end = "y = Transpose <perm = [0, 2, 1]> (b)" if "Softmax" in between else "y = Transpose <perm = [1, 0]> (b)"
+    result = "float[N, 3, 2]" if "Softmax" in between else "float[K, M]"
+    text = f"g (float[N, 3, 2] x) => ({result} y) {{ a = Transpose <perm = [0, 2, 1]> (x) {between} {end} }}"
+    assert check(text, Simplify()).ops["Transpose"] == 2
