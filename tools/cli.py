@@ -29,6 +29,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Show what a model is made of."),
     "diff": ("diff", "Show what differs between two models."),
     "explain": ("explain", "Show which rules fired, and why others did not."),
+    "report": ("report", "Write a page that shows what a compile does and why."),
     "bisect": ("bisect", "Find the rewrite that makes the result wrong."),
     "reduce": ("reduce", "Shrink a model that fails to a small one that fails still."),
     "replay": ("replay", "Run a failed compile again from its reproducer."),

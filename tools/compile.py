@@ -15,6 +15,7 @@ from optc.plugins import environment
 from optc.tools import pipeline_text, summary
 from optc.tools.console import Bars
 from optc.tools.files import data_files, write_text
+from optc.tools.page import PAGES, page_of
 from optc.tools.parameters import FILE, common, names, seed_option, shape_option
 
 
@@ -63,7 +64,9 @@ from optc.tools.parameters import FILE, common, names, seed_option, shape_option
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time the result against the original.")
 @shape_option
 @seed_option
-@click.option("--report", type=FILE, help="Write a JSON report; see docs/report.md.")
+@click.option(
+    "--report", type=FILE, help="Write a report: a page to look at if it ends in .html, else JSON; see docs/report.md."
+)
 @click.option(
     "--reproducer",
     type=FILE,
@@ -109,7 +112,8 @@ def command(
             **options,
         )
     if report is not None:
-        write_text(report, result.report.to_json())
+        is_page = report.suffix.lower() in PAGES
+        write_text(report, page_of(result, model, options["target"]) if is_page else result.report.to_json())
     if not quiet:
         summary.show_summary(result.report, all_passes=time_passes)
 
