@@ -353,7 +353,7 @@ def load_state_512(args, b, h, split, m, mask):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("dim", "tile", "warps", "causal", "bias"),
-    [(64, (128, 64), 4, False, False), (64, (64, 64), 4, True, True), (128, (128, 64), 8, True, False)],
+    [(64, (128, 64), 4, False, False), (64, (128, 64), 8, True, True), (128, (128, 64), 8, True, False)],
 )
 def test_compiled(arch, dim, tile, warps, causal, bias):
     compiled(arch, "fp16", dim, tile, warps, 2, causal, bias)
