@@ -189,6 +189,15 @@ def _long_rows(sizes: Sizes, item: int) -> list[Tile]:
     return [Tile({"BLOCK": block, "ROWS_PER": 1}, min(max(1, block // 512), 8), 1)]
 
 
+def _attention(sizes: Sizes, item: int) -> list[Tile]:
+    """FlashAttention-2's tiles for Ampere, in powers of two; few queries take few rows."""
+    tall = _power(sizes["QUERIES"], 16, 128)
+    wide = _power(sizes["KEYS"], 16, 64)
+    tiles = [(m, n) for m, n in ((128, 64), (64, 64), (64, 32), (32, 32), (16, 64), (16, 32), (16, 16))]
+    fitting = [(m, n) for m, n in tiles if m <= tall and n <= wide]
+    return [Tile({"BLOCK_M": m, "BLOCK_N": n}, 8 if m >= 128 and item > 2 else 4, 2) for m, n in fitting]
+
+
 _RULES: Mapping[str, Callable[[Sizes, int], list[Tile]]] = {
     "matmul": _matmul,
     "pointwise": _pointwise,
@@ -197,4 +206,5 @@ _RULES: Mapping[str, Callable[[Sizes, int], list[Tile]]] = {
     "rows_norm_loop": _long_rows,
     "rows_softmax_loop": _long_rows,
     "rows_reduce": _long_rows,
+    "attention": _attention,
 }

@@ -57,12 +57,12 @@ class TritonBackend:
             raise BackendError("triton, which compiles the kernels, is not installed", hint=_HINT)
         build = importlib.import_module("optc.backends.triton.build")
         build.check_targets(targets)
-        plan, files = build.build(model, targets, out, shapes, build.cache_folder())
+        plan, files, remarks = build.build(model, targets, out, shapes, build.cache_folder())
         notes = (
             f"{len(plan.launches)} launches of {len(plan.kernels)} kernels, compiled for "
             f"{', '.join(dict.fromkeys(target.arch or '' for target in targets))}; not run on a GPU yet",
         )
-        return Artifact(self.name, out, tuple(files), notes)
+        return Artifact(self.name, out, tuple(files), (*notes, *remarks))
 
     def emit(self, model: onnx_ir.Model, target: Target, out: Path) -> Artifact:
         """Compile for one device."""

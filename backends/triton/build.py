@@ -17,8 +17,10 @@ import triton
 
 from optc.backends.triton import memory
 from optc.backends.triton.artifact import PLAN, Writer
+from optc.backends.triton.attention import takes
 from optc.backends.triton.codegen import Generated, generate
 from optc.backends.triton.lower import Lowering
+from optc.backends.triton.merge import merge_projections
 from optc.backends.triton.plan import (
     ITEM_SIZE,
     Argument,
@@ -55,12 +57,14 @@ class Lowered:
         generated: The kernels, by name.
         weights: Contents of the weights by key, with their types.
         sources: Which initializer each weight is.
+        notes: What the user should know of it.
     """
 
     plan: Plan
     generated: Mapping[str, Generated]
     weights: Mapping[str, tuple[str, np.ndarray]]
     sources: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def lower(model: onnx_ir.Model) -> Lowered:
@@ -72,19 +76,58 @@ def lower(model: onnx_ir.Model) -> Lowered:
     Raises:
         BackendError: Some nodes cannot be compiled; all are named.
     """
-    model = model.clone()
+    try:
+        return _lower(model.clone(), ())
+    except BackendError:
+        alike, notes = _same_dims(model.clone())
+        if not notes:
+            raise
+        return _lower(alike, notes)
+
+
+def _same_dims(model: onnx_ir.Model) -> tuple[onnx_ir.Model, tuple[str, ...]]:
+    """The model with the dims of inputs of one rank taken to be the same, and what that asks of the inputs.
+
+    Exporters give every input dims of its own, although token ids and their mask always have one shape; whether
+    anything is broadcast can then not be known before the run.
+    """
+    renamed: dict[str, str] = {}
+    notes = []
+    first: dict[int, onnx_ir.Value] = {}
+    for value in model.graph.inputs:
+        if value.shape is None or value in model.graph.initializers.values():
+            continue
+        like = first.setdefault(len(value.shape), value)
+        assert like.shape is not None
+        for own, other in zip(value.shape, like.shape, strict=True):
+            if not isinstance(own, int) and not isinstance(other, int) and own.value and other.value != own.value:
+                renamed.setdefault(own.value, str(other.value))
+        if like is not value and any(str(getattr(dim, "value", "")) in renamed for dim in value.shape):
+            notes.append(
+                f"{value.name!r} must have the shape of {like.name!r}: sizes that differ could not be compiled"
+            )
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape(
+                [dim if isinstance(dim, int) else renamed.get(dim.value or "", dim.value) for dim in value.shape]
+            )
+    return model, tuple(notes)
+
+
+def _lower(model: onnx_ir.Model, notes: tuple[str, ...]) -> Lowered:
     rewriter = Rewriter(model)
     pending = [node for node in model.graph if node.domain == FUSED_DOMAIN]
     while pending:
         call = pending.pop()
-        if f"{FUSED_DOMAIN}::{call.op_type}" not in RULES:
+        if f"{FUSED_DOMAIN}::{call.op_type}" not in RULES or (call.op_type == "Attention" and not takes(call)):
             pending.extend(node for node in inline(rewriter, call) if node.domain == FUSED_DOMAIN)
+    merge_projections(rewriter)
     lowering = Lowering(model, rewriter.facts, RULES)
     lowering.run()
-    return _planned(model, lowering)
+    return _planned(model, lowering, notes)
 
 
-def _planned(model: onnx_ir.Model, lowering: Lowering) -> Lowered:
+def _planned(model: onnx_ir.Model, lowering: Lowering, notes: tuple[str, ...]) -> Lowered:
     generated: dict[str, Generated] = {}
     names: dict[str, str] = {}
     launches = []
@@ -139,13 +182,14 @@ def _planned(model: onnx_ir.Model, lowering: Lowering) -> Lowered:
             for name, made in generated.items()
         },
         launches=tuple(_renumber(launch, renumbered) for launch in launches),
+        ranges={dim: (0, most) for dim, most in sorted(lowering.limits.items())},
     )
     weights = {
         keys[b]: (lowering.builder.sizes[b][1], _contents(lowering.weights[b].tensor, lowering.builder.sizes[b][1]))
         for b in order
         if b in keys
     }
-    return Lowered(plan, generated, weights, {keys[b]: lowering.weights[b].name for b in order if b in keys})
+    return Lowered(plan, generated, weights, {keys[b]: lowering.weights[b].name for b in order if b in keys}, notes)
 
 
 def _contents(tensor: onnx_ir.TensorProtocol, kind: str) -> np.ndarray:
@@ -198,7 +242,7 @@ def specialize(entry: KernelEntry, hooks: ModuleType, tile: Tile) -> Specializat
 
 def build(
     model: onnx_ir.Model, targets: Sequence[Target], out: Path, typical: Mapping[str, int], cache: Path | None
-) -> tuple[Plan, list[Path]]:
+) -> tuple[Plan, list[Path], tuple[str, ...]]:
     """Compile a model and write its artifact.
 
     Args:
@@ -209,7 +253,7 @@ def build(
         cache: A folder with kernels that were compiled before.
 
     Returns:
-        The plan and the files of the artifact.
+        The plan, the files of the artifact, and remarks for the user.
     """
     arches = {target.arch: target for target in targets if target.arch}
     lowered = lower(model)
@@ -232,7 +276,7 @@ def build(
         writer.add(PLAN, plan.to_json())
         writer.add_weights(lowered.weights, {"optc.sources": "manifest.json says which initializer each one is"})
         files = writer.finish(_manifest(model, plan, lowered, arches))
-    return plan, files
+    return plan, files, lowered.notes
 
 
 def _choose(

@@ -18,7 +18,8 @@ from optc.backends.triton.expressions import MEMORY, Expr, walk
 from optc.backends.triton.groups import Builder, Coordinates, Group, Value, same_shape, substituted
 from optc.backends.triton.hooks import Store
 from optc.backends.triton.layout import Index, View, dense, flat, variable
-from optc.ir.dims import Dim, equal, product, symbols
+from optc.ir.dims import Dim, equal, product, symbol, symbols
+from optc.ir.dims_core import sole_factor
 from optc.ir.errors import BackendError
 from optc.ir.facts import Facts
 from optc.ir.ops import operand
@@ -59,6 +60,7 @@ class Lowering:
         weights: Constants, by buffer.
         inputs: Buffers of the graph's inputs, by name.
         outputs: Buffers of the graph's outputs, by name.
+        limits: The largest values of symbolic dims at which the model is valid.
     """
 
     def __init__(self, model: onnx_ir.Model, facts: Facts, rules: Mapping[str, Rule]) -> None:
@@ -68,6 +70,7 @@ class Lowering:
         self.weights: dict[int, Weight] = {}
         self.inputs: dict[str, int] = {}
         self.outputs: dict[str, int] = {}
+        self.limits: dict[str, int] = {}
         self._values: dict[onnx_ir.Value, Value] = {}
         self._anchored: list[Value] = []
 
@@ -94,7 +97,7 @@ class Lowering:
             shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
             raise BackendError(
                 f"{len(problems)} node{'s' * (len(problems) != 1)} cannot be compiled:\n    " + "\n    ".join(shown),
-                hint="--backend=onnxruntime runs every operator; fixed sizes (--shape) settle dynamic ones",
+                hint="--backend=onnxruntime runs them; where a size is in the way, give the model's inputs fixed ones",
             )
         for value in graph.outputs:
             self._output(value)
@@ -214,11 +217,23 @@ class Lowering:
         ):
             if equal(size, 1):
                 found.append(Index())
-            elif equal(size, wanted):
+            elif equal(size, wanted) or self._is_cut(size, wanted):
                 found.append(coordinate)
             else:
                 raise Unsupported(f"whether {size} is broadcast to {wanted} depends on the run")
         return tuple(found)
+
+    def _is_cut(self, size: Dim, wanted: Dim) -> bool:
+        """Whether a dim is ``min(wanted, k)``: it then broadcasts to ``wanted`` only where that is at most ``k``."""
+        factor = sole_factor(size)
+        if factor is None or factor.op != "min" or wanted not in factor.args:
+            return False
+        others = [other for other in factor.args if other != wanted]
+        name = next(iter(symbols(wanted)), "")
+        if wanted != symbol(name) or not all(isinstance(other, int) and other > 1 for other in others):
+            return False
+        self.limits[name] = min([self.limits.get(name, others[0]), *others])
+        return True
 
     # joining ------------------------------------------------------------------------------------------------------
 
@@ -450,7 +465,7 @@ class Lowering:
     def _natural_order(self, value: Value) -> list[int] | None:
         """The axes as the group's loops run over them, slowest first; None for row-major."""
         assert value.group is not None
-        names = list(value.group.space)
+        names = [*value.group.space, *value.group.reduced]
         keys: list[tuple[int, int]] = []
         for coordinate, size in zip(value.coordinates, value.shape, strict=True):
             if equal(size, 1):

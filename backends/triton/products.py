@@ -96,7 +96,7 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
     window = [_int(size, "its window") for size in weight.shape[2:]]
     strides = ints_attr(node, "strides") or (1,) * spatial
     dilations = ints_attr(node, "dilations") or (1,) * spatial
-    before = _padding(lowering, node, x.shape[2:], shape[2:], window, strides, dilations)
+    before = padding(node, x.shape[2:], shape[2:], window, strides, dilations)
     per_group = _int(weight.shape[1], "its channels")
     filters = _int(weight.shape[0], "its filters") // groups
     source = lowering.stored(x)
@@ -137,8 +137,7 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
     lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=(image, channel, *at)))
 
 
-def _padding(
-    lowering: Lowering,
+def padding(
     node: onnx_ir.Node,
     sizes: Sequence[Dim],
     results: Sequence[Dim],

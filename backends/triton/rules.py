@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from optc.backends.triton import movement, products, rows
+from optc.backends.triton import attention, movement, pooling, products, rows
 from optc.backends.triton.lower import Rule
 
-RULES: Mapping[str, Rule] = {**movement.RULES, **products.RULES, **rows.RULES}
+RULES: Mapping[str, Rule] = {
+    **movement.RULES,
+    **products.RULES,
+    **rows.RULES,
+    **attention.RULES,
+    **pooling.RULES,
+}

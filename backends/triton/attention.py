@@ -1,0 +1,121 @@
+"""Fused attention: one kernel, without the matrix of scores in memory."""
+
+from __future__ import annotations
+
+import onnx_ir
+
+from optc.backends.triton.expressions import Expr
+from optc.backends.triton.groups import Coordinates, Group, Value
+from optc.backends.triton.layout import Index, flat, variable
+from optc.backends.triton.lower import Lowering, Rule, Unsupported
+from optc.ir.dims import Dim
+from optc.ir.functions import FUSED_DOMAIN
+from optc.ir.ops import int_attr
+
+#: Scores below this are hidden, whatever they were; sums of larger ones stay finite.
+_HIDES = -1e30
+_PLAIN_INPUTS = 4
+
+
+def takes(node: onnx_ir.Node) -> bool:
+    """Whether a fused attention is one that the rule knows: keys and values come whole, without a past apart."""
+    return (
+        node.domain == FUSED_DOMAIN
+        and node.op_type == "Attention"
+        and len(node.outputs) == 1
+        and all(value is None for value in node.inputs[_PLAIN_INPUTS:])
+    )
+
+
+class _Heads:
+    """Queries, keys or values, which come as heads (B, N, S, H) or with the heads in the last axis (B, S, N * H)."""
+
+    def __init__(self, lowering: Lowering, x: Value, heads: int) -> None:
+        self.lowering, self.x, self.heads = lowering, x, heads
+        if len(x.shape) == 4:
+            self.batch, _, self.length, size = x.shape
+        elif len(x.shape) == 3:
+            self.batch, self.length, width = x.shape
+            size = width // heads
+        else:
+            raise Unsupported(f"operands of {len(x.shape)} dims are not supported")
+        if not isinstance(size, int):
+            raise Unsupported("the size of a head is not known")
+        self.size = size
+        self.view = lowering.stored(x)
+
+    def read(self, b: Index, head: Index, place: Index, d: Index) -> Expr:
+        """An element, as it lies in memory."""
+        if len(self.x.shape) == 4:
+            coordinates: Coordinates = (b, head, place, d)
+        else:
+            coordinates = (b, place, flat((head, d), (self.heads, self.size)))
+        return self.lowering.builder.load(self.view, self.x.memory, self.x.memory, coordinates)
+
+
+def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """softmax(scale * q k^T + mask) v; queries that see no key at all give 0."""
+    output = node.outputs[0]
+    shape, dtype = lowering.shape(output), lowering.dtype(output)
+    heads = node.attributes["num_heads"].as_int()
+    shared = int_attr(node, "kv_num_heads", heads)
+    q = _Heads(lowering, lowering.needed(node, 0), heads)
+    k = _Heads(lowering, lowering.needed(node, 1), shared)
+    v = _Heads(lowering, lowering.needed(node, 2), shared)
+    if k.size != v.size:
+        raise Unsupported("keys and values of different sizes are not supported")
+    mask = lowering.operand(node, 3)
+    space: dict[str, Dim] = {"b": q.batch, "h": heads, "m": q.length, "d": v.size}
+    inside: dict[str, Dim] = {"hk": shared, "n": k.length}
+    b, h, m, d, hk, n = (variable(name, extent) for name, extent in {**space, **inside}.items())
+    group = Group(
+        "attention",
+        space,
+        {"QUERIES": q.length, "KEYS": k.length, "HEADS": heads, "BATCH": q.batch, "OFFSET": 0},
+        constants={
+            "DIM": q.size,
+            "V_DIM": v.size,
+            "SCALE": node.attributes["scale"].as_float(),
+            "HAS_BIAS": mask is not None,
+            "GROUP": heads // shared,
+            "BLOCK_D": _power(q.size),
+            "BLOCK_V": _power(v.size),
+        },
+        results={"LOAD_Q": q.read(b, h, m, d), "LOAD_K": k.read(b, hk, n, d), "LOAD_V": v.read(b, hk, n, d)},
+        reduced=inside,
+        nodes=[node.name or output.name or ""],
+    )
+    scores = (q.batch, heads, q.length, k.length)
+    bias = lowering.pool.number(0.0, "fp32")
+    group.results["LOAD_BIAS"] = bias if mask is None else _bias(lowering, node, mask, (b, h, m, n), scores)
+    lowering.builder.add(group)
+    joined = flat((h, d), (heads, v.size))
+    coordinates = (b, m, joined) if len(shape) == 3 else (flat((b, m), (q.batch, q.length)), joined)
+    expr = lowering.pool.make("anchor", (), "fp32", id(group))
+    lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=coordinates))
+
+
+def _bias(
+    lowering: Lowering, node: onnx_ir.Node, mask: Value, coordinates: Coordinates, scores: tuple[Dim, ...]
+) -> Expr:
+    """What is added to a score. Hiding numbers become one that cannot overflow with the score that it is added to."""
+    pool = lowering.pool
+    if mask.view is None and mask.compute is not None:
+        lowering.stored(mask)  # it is read for every head
+    element = lowering.element(mask, lowering.broadcast(mask, coordinates, scores))
+    if "fill" in node.attributes:
+        hidden = pool.number(max(node.attributes["fill"].as_float(), _HIDES), "fp32")
+        if node.attributes["fill"].as_float() == float("-inf"):
+            hidden = pool.number(float("-inf"), "fp32")
+        nothing = pool.number(0.0, "fp32")
+        choices = (hidden, nothing) if int_attr(node, "hidden", 0) else (nothing, hidden)
+        return pool.make("tl.where({0}, {1}, {2})", (element, *choices), "fp32")
+    code = f'tl.where({{0}} == float("-inf"), {{0}}, functions.maximum({{0}}, {_HIDES!r}))'
+    return pool.make(code, (pool.cast(element, "fp32"),), "fp32")
+
+
+def _power(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())
+
+
+RULES: dict[str, Rule] = {f"{FUSED_DOMAIN}::Attention": attention}
