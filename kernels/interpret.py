@@ -85,7 +85,27 @@ class _Names(dict[str, Any]):
     def __init__(self, owner: Interpreter, names: Mapping[str, Any]) -> None:
         super().__init__()
         for name, value in names.items():
-            self[name] = _Lazy(owner, value) if isinstance(value, JITFunction) else value
+            self[name] = _twinned(owner, value)
+
+
+def _twinned(owner: Interpreter, value: Any) -> Any:
+    """A value as interpreted code sees it: kernels as twins, and modules that hold some as such. Triton's own are not
+    touched here; they are patched in place."""
+    if isinstance(value, JITFunction):
+        return _Lazy(owner, value)
+    if isinstance(value, ModuleType) and not value.__name__.startswith("triton"):
+        return _Module(owner, value)
+    return value
+
+
+class _Module:
+    """A module whose kernels are twins."""
+
+    def __init__(self, owner: Interpreter, module: ModuleType) -> None:
+        self._owner, self._module = owner, module
+
+    def __getattr__(self, name: str) -> Any:
+        return _twinned(self._owner, getattr(self._module, name))
 
 
 class _Lazy:
@@ -103,7 +123,7 @@ def interpreter() -> Iterator[Interpreter]:
     """Triton's language in its interpreted meaning, for this process, until the end of the block."""
     scope = backend._LangPatchScope()
     owner = Interpreter()
-    with triton.knobs.runtime.scope():
+    with triton.knobs.runtime.scope(), np.errstate(all="ignore"):  # lanes outside of a mask may hold anything
         triton.knobs.runtime.interpret = True
         try:
             _patch_language(scope)

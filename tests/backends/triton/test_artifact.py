@@ -13,14 +13,14 @@ import pytest
 pytest.importorskip("triton")
 
 import optc
-from optc.backends.ort import Session
 from optc.backends.triton.artifact import open_artifact
 from optc.backends.triton.backend import TritonBackend
-from optc.backends.triton.interpreter_device import InterpreterDevice
 from optc.backends.triton.memory import place
 from optc.backends.triton.plan import Plan
 from optc.ir.errors import BackendError, DataError, OutputError, UsageError
 from optc.ir.targets import builtin_targets
+
+from .models import agrees, model
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 MLP = """
@@ -45,41 +45,9 @@ mlp (float[B,20] x, float[20,33] w_1, float[33] w_b1, float[33,12] w_2, float[12
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPTC_CACHE", str(tmp_path_factory.mktemp("kernels")))
-        yield
-
-
-def model(text: str, seed: int = 0) -> onnx_ir.Model:
-    """A model from text; inputs whose names begin with "w_" become weights, with contents that are drawn."""
-    made, rng = onnx_ir.from_onnx_text(text), np.random.default_rng(seed)
-    for value in [value for value in made.graph.inputs if value.name.startswith("w_")]:
-        made.graph.inputs.remove(value)
-        array = (0.3 * rng.normal(size=tuple(value.shape.numpy()))).astype(value.dtype.numpy())
-        value.const_value = onnx_ir.tensor(array, name=value.name)
-        made.graph.initializers[value.name] = value
-    return made
-
-
 def compiled(source, out: Path, **options) -> Path:
     """An artifact of a model."""
     return optc.compile(source, target="a100", output=out, verify="off", **options).artifact
-
-
-def agrees(source, artifact: Path, feeds, tolerance: float = 1e-5) -> None:
-    """The interpreter computes what ONNX Runtime does, whatever lay in the arena before."""
-    wanted = Session(source, optimization="off").run(feeds)
-    plan = open_artifact(artifact).plan
-    for poison in (0xFF, 0x00):
-        device = InterpreterDevice(open_artifact(artifact), poison=poison)
-        found = device.run(feeds, plan.bind({name: array.shape for name, array in feeds.items()}))
-        assert found.keys() == wanted.keys()
-        for name, array in wanted.items():
-            assert found[name].shape == array.shape
-            largest = np.abs(array).max(initial=1)
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * largest)
 
 
 @pytest.fixture(scope="module")
