@@ -34,6 +34,8 @@ QLinear[Global]AveragePool          x, y                                 Average
 QLinearConcat                       y; parts                             axis
 QLinearWhere                        condition; x, y, z
 QuantizedMaxPool                    x                                    MaxPool's
+DepthToSpace                        x, split, join                       blocksize, mode
+SpaceToDepth                        x, split, join                       blocksize, order
 RotaryEmbedding                     x, position, cos, sin                interleaved
 ==================================  ===================================  ==========================================
 

@@ -29,6 +29,7 @@ from optc.passes.fusion import (
     quantized,
     rotary,
     rows,
+    space,
     views,
 )
 from optc.passes.rule import FusionRule, Rule
@@ -49,6 +50,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
         attention.matrix_transpose,
         *attention_mask.RULES,
         *rotary.RULES,
+        *space.RULES,
     ),
     rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, norm.layer_norm),

@@ -107,7 +107,7 @@ def test_random_programs(data):
         ("b = ReduceSum (a, two)", "float[N, 1, 2]", {"ReduceSum": 1}),
         ("b = Slice (a, one, end, two)", "float[N, 2, 2]", {"Slice": 1}),
         (
-            "c = Exp (a) d = Softmax <axis = -2> (c) b = Sub (d, weight)",
+            "c = Exp (a) d = Softmax <axis = -2> (c) b = Sub (d, k)",
             "float[N, 3, 2]",
             {"Exp": 1, "Softmax": 1, "Sub": 1},
         ),
