@@ -23,9 +23,12 @@ from optc.ir.rewriter import Rewriter, users
 from optc.passes.rule import fusion, node_rule
 
 #: Permutation of (batch, ..., height, width) -> where the channels, the rows and the columns of a block are before it.
-_TO_SPACE = {(0, 1, 4, 2, 5, 3): ("CRD", 1, 2, 3), (0, 3, 4, 1, 5, 2): ("DCR", 3, 1, 2)}
+_TO_SPACE: dict[tuple[int, ...], tuple[str, int, int, int]] = {
+    (0, 1, 4, 2, 5, 3): ("CRD", 1, 2, 3),
+    (0, 3, 4, 1, 5, 2): ("DCR", 3, 1, 2),
+}
 #: Permutation of (batch, channels, height, row of a block, width, column) -> whether channels stay in front.
-_TO_DEPTH = {(0, 3, 5, 1, 2, 4): False, (0, 1, 3, 5, 2, 4): True}
+_TO_DEPTH: dict[tuple[int, ...], bool] = {(0, 3, 5, 1, 2, 4): False, (0, 1, 3, 5, 2, 4): True}
 
 
 def _shapes(found: Match) -> tuple[Sequence[Dim], Sequence[Dim], Sequence[Dim], tuple[int, ...]] | None:
