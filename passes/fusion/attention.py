@@ -23,6 +23,7 @@ kv_num_heads  M
 scale         factor of the scores
 fill          only with a boolean mask: the number that replaces a score that it hides
 hidden        only with a boolean mask: 1 if true hides, 0 if false does
+softcap       a number c > 0 if the scaled scores x become c * tanh(x / c), before the mask; absent otherwise
 guarded       1 if a row that minus infinity hides altogether gives 0 (and not NaN); absent otherwise
 ============  ====================================================================================================
 
@@ -41,34 +42,13 @@ import onnx_ir
 from optc.ir.dims import Dim
 from optc.ir.facts import Facts
 from optc.ir.matcher import Match, attribute
-from optc.ir.ops import made_by, perm_of
+from optc.ir.ops import made_by
 from optc.ir.pattern import Var
-from optc.ir.rewriter import Rewriter
+from optc.passes.fusion.attention_scores import HIDES
 from optc.passes.fusion.common import FLOATS
-from optc.passes.rule import fusion, node_rule
+from optc.passes.rule import fusion
 
 _SPLIT, _SPLIT_ACROSS, _SWAP = [0, 2, 1, 3], [0, 2, 3, 1], [0, 1, 3, 2]
-#: Constants that hide a score entirely, whatever it was: adding them is the same as replacing the score by them.
-_HIDES = -1e30
-
-
-@node_rule("matrix-transpose", "Reshape")
-def matrix_transpose(rw: Rewriter, node: onnx_ir.Node):
-    """Matrices that are transposed with their leading axes joined into one, which a Transpose can leave as they are."""
-    transpose = made_by(node.inputs[0], "Transpose")
-    if transpose is None or perm_of(transpose, rw.facts) != (0, 2, 1):
-        return None
-    join = made_by(transpose.inputs[0], "Reshape")
-    if join is None:
-        return None
-    shape, result = rw.facts.shape(join.inputs[0]), rw.facts.shape(node.outputs[0])
-    joined = rw.facts.shape(join.outputs[0])
-    if shape is None or result is None or joined is None or len(shape) < 4:
-        return "the shapes must be known"
-    if joined[1:] != shape[-2:] or result != (*shape[:-2], shape[-1], shape[-2]):
-        return "the matrices must be those of the input, transposed"
-    rank = len(shape)
-    return rw.op("Transpose", join.inputs[0], perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
 def _scaled(p, name: str, x):
@@ -92,6 +72,11 @@ def _scores(p, q, k):
     return _scaled(p, "score", p.bind("product", rows @ columns))
 
 
+def _capped(p, scores):
+    """Scores that a tanh keeps between two bounds (Gemma Team, 2024)."""
+    return p.one_of(p.scalar("softcap") * p.Tanh(_scaled(p, "capped", scores)), scores)
+
+
 def _masked(p, scores, mask):
     selected = p.Where(mask, p.scalar("fill_where"), scores), p.Where(mask, scores, p.scalar("fill_unless"))
     return p.one_of(scores + mask, *selected, scores)
@@ -111,6 +96,11 @@ def _attention_attributes(found: Match) -> dict[str, Any] | str:
     batch, heads, queries, _ = _dims(facts, found.q_heads)
     _, shared, _, keys = _dims(facts, found.k_across)
     attributes = {"num_heads": heads, "kv_num_heads": shared, "scale": _scale(found)}
+    if "softcap" in found.bindings:
+        cap = float(found.scalar("softcap"))
+        if not cap > 0:
+            return f"scores must be capped at a positive number (it is {cap:g})"
+        attributes |= {"softcap": cap, "scale": attributes["scale"] * cap}
     if "mask" not in found.bindings:
         return attributes
     values = _dims(facts, found.v_heads)[2]
@@ -208,7 +198,7 @@ def _mask_meaning(found: Match) -> str | None:
     fill = _fill(found).get("fill")
     if fill is None and facts.dtype(found.mask) != facts.dtype(found.product):
         return "the mask must have the type of the scores"
-    if fill is not None and fill > _HIDES:
+    if fill is not None and fill > HIDES:
         return f"a hidden score is replaced by {fill:g}, which is not small enough to hide it"
     if fill is not None and facts.dtype(found.product) != onnx_ir.DataType.FLOAT and not math.isinf(fill):
         return "in this type the lowest number added to a score depends on the score"
@@ -257,9 +247,9 @@ def _text(shape: tuple[Dim, ...]) -> str:
 )
 def attention(p, q, k, v, mask):
     """Attention over heads, with queries, keys and values that are flat or split into heads already."""
-    weights = _weights(p, _masked(p, _scores(p, q, k), mask))
+    weights = _weights(p, _masked(p, _capped(p, _scores(p, q, k)), mask))
     context = weights @ p.bind("v_heads", _heads(p, "v", v))
     return p.Reshape(p.Transpose(context, perm=_SPLIT), p.const())
 
 
-RULES = (matrix_transpose, attention)
+RULES = (attention,)
