@@ -52,15 +52,10 @@ ATTENTION = {"Attention", "GroupQueryAttention", "MultiHeadAttention"}
 _BETWEEN = {"Cast", "Dropout", "Identity", "IsNaN", "Reshape", "Where"}
 #: Families whose attention is not fused in some of the models, and why.
 OPEN: Mapping[str, str] = {
-    "deberta": "scores get terms that depend on the positions and on the query or key, before the mask",
-    "deberta_v2": "as deberta, with the heads joined into the batch",
-    "gemma2": "the scores go through a tanh (soft capping)",
-    "gemma2_prefill": "the scores go through a tanh (soft capping)",
+    "gemma2": "the scores go through a tanh (soft capping), which no kernel that is used has",
+    "gemma2_prefill": "the scores go through a tanh (soft capping), which no kernel that is used has",
     "llama_unnamed": "nothing says that the batches of the inputs are equal",
-    "mpnet": "scores get a bias by position and a mask one after the other",
     "segformer": "torch.export writes the number of pixels so that shapes are not proved equal",
-    "t5_encoder": "scores get a bias by position and a mask one after the other",
-    "trocr_decoder": "the heads are joined into the batch",
     "wav2vec2": "torch.export writes the number of frames so that shapes are not proved equal",
     "wav2vec2_stable": "torch.export writes the number of frames so that shapes are not proved equal",
 }
