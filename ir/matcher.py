@@ -47,7 +47,8 @@ class Miss:
         matched: How many nodes had matched, and one more where only a detail was wrong.
         size: Nodes of the smallest match of the whole pattern.
         sources: Names of the nodes of the original model that the root stands for.
-        anchor: The root itself.
+        anchor: The root itself; None once the miss is known to stand.
+        detail: 1 if one of ``matched`` is a node of which only a detail was wrong.
     """
 
     rule: str
@@ -59,6 +60,7 @@ class Miss:
     size: int = 1
     sources: tuple[str, ...] = ()
     anchor: onnx_ir.Node | None = field(default=None, repr=False, compare=False)
+    detail: int = field(default=0, repr=False, compare=False)
 
     @property
     def nearness(self) -> float:
@@ -67,8 +69,8 @@ class Miss:
 
     @property
     def telling(self) -> bool:
-        """Whether it came near: more than one node matched, and half of the pattern, or it was refused."""
-        return not self.found or (self.matched > 1 and self.nearness >= _NEAR)
+        """Whether it came near: two nodes matched in full, and half of the pattern, or it was refused."""
+        return not self.found or (self.matched - self.detail > 1 and self.nearness >= _NEAR)
 
     def __str__(self) -> str:
         why = f"wanted {self.wanted}, found {self.found}" if self.found else self.wanted
@@ -173,7 +175,7 @@ class _Attempt:
     def fail(self, at: str, wanted: str, found: str, bonus: int = 0) -> None:
         matched = len(self.found.nodes) + bonus
         if matched > self.miss.matched:
-            self.miss = Miss(self.rule, self.miss.root, at, wanted, found, matched)
+            self.miss = Miss(self.rule, self.miss.root, at, wanted, found, matched, detail=max(0, bonus))
 
     def leak(self) -> tuple[str, str] | None:
         """An inner value that is needed outside of the match: where, and by whom."""
@@ -438,7 +440,9 @@ class _Attempt:
             if not isinstance(term, Const) or term.value is None:
                 continue
             if not close(inverse, term.value, self.facts.dtype(right)):
-                self.fail(label(node), f"the constant {term.value:.7g}", f"the constant {inverse:.7g}", bonus=1)
+                written = f"-({constant:.7g})" if isinstance(pattern, Sum) else f"1 / {constant:.7g}"
+                actual = f"the constant {inverse:.7g} ({written})"
+                self.fail(label(node), f"the constant {term.value:.7g}", actual, bonus=1)
                 continue
             yield from self._flat(pattern, [t for i, t in enumerate(terms) if i != index], left)
 

@@ -294,3 +294,8 @@ def split_op(op: str) -> tuple[str, str]:
     """``"com.microsoft::Gelu"`` as (domain, op)."""
     domain, _, name = op.rpartition("::")
     return domain, name
+
+
+def join_op(domain: str, name: str) -> str:
+    """The reverse of :func:`split_op`."""
+    return f"{domain}::{name}" if domain else name

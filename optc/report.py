@@ -26,7 +26,7 @@ from optc.ir.model import ModelSource
 from optc.ir.targets import Target
 from optc.machine import file_digest, peak_memory, versions
 from optc.options import Options
-from optc.passes.base import Decision, Remark
+from optc.passes.base import Decision, Remark, RuleRecord
 from optc.passes.manager import PassRecord, PipelineResult
 from optc.units import seconds_text, size_text
 
@@ -134,6 +134,11 @@ class NearMiss:
         return f"{self.rule} at {self.root}: stopped at {self.at}: {self.why}"
 
     @property
+    def nearness(self) -> float:
+        """How much of the pattern fitted, 0 to 1."""
+        return 1.0 if not self.found else min(1.0, self.matched / self.size)
+
+    @property
     def why(self) -> str:
         """What it wanted and what it found, or why it was refused."""
         return f"wanted {self.wanted}, found {self.found}" if self.found else self.wanted
@@ -150,6 +155,8 @@ class RuleReport:
         examples: For the first few times, the nodes of the original model at which it fired.
         near_misses: In how many places it came near; those are in the report's ``near_misses``, which holds the
             nearest ones.
+        begins_at: The operators at which its pattern begins.
+        tried: How often it was tried; 0 where the model never had such an operator.
     """
 
     name: str
@@ -157,6 +164,8 @@ class RuleReport:
     hits: int
     examples: list[list[str]]
     near_misses: int
+    begins_at: list[str] = field(default_factory=list)
+    tried: int = 0
 
     @classmethod
     def all_of(cls, result: PipelineResult) -> list[RuleReport]:
@@ -167,7 +176,8 @@ class RuleReport:
             hits = sum(record.hits.get(name, 0) for record in result.records)
             places = [list(place) for record in result.records for place in record.places.get(name, ())]
             near = sum(miss.telling for miss in result.misses.get(name, ()))
-            reports.append(cls(name, result.rules.get(name, ""), hits, places[:_EXAMPLES], near))
+            rule = result.rules.get(name, RuleRecord())
+            reports.append(cls(name, rule.makes, hits, places[:_EXAMPLES], near, list(rule.begins_at), rule.tried))
         return reports
 
 

@@ -71,6 +71,21 @@ class Decision:
     bytes_saved: int | None = None
 
 
+@dataclass
+class RuleRecord:
+    """That a rule was there to be tried.
+
+    Attributes:
+        makes: Name of the fused op that it makes; empty if it makes none.
+        begins_at: The operators at which it begins.
+        tried: How often it was tried at a node.
+    """
+
+    makes: str = ""
+    begins_at: tuple[str, ...] = ()
+    tried: int = 0
+
+
 @dataclass(frozen=True)
 class Find:
     """A place where a fusing pass would fire.
@@ -96,7 +111,7 @@ class PassContext:
         services: Helpers by name that the driver provides: "evaluator" (an :class:`Evaluator`), "kernels", "measure".
         hits: How often each rule fired.
         places: Names of nodes of the original model where each rule fired, for the first few times.
-        rules: What was tried: name of each rule -> name of the fused op that it makes, if it makes one.
+        rules: The rules that were there to be tried, by name.
         misses: The nearest misses of each rule that was tried, nearest first.
         remarks: What to tell the user.
         decisions: What lossy passes kept and refused.
@@ -108,7 +123,7 @@ class PassContext:
     services: Mapping[str, Any] = field(default_factory=dict)
     hits: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
-    rules: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, RuleRecord] = field(default_factory=dict)
     misses: dict[str, list[Miss]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)

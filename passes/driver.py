@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx_ir
 
 from optc.ir.matcher import Miss
+from optc.ir.pattern import join_op
 from optc.ir.rewriter import sources
 from optc.ir.verify import label
-from optc.passes.base import PassContext, all_graphs
+from optc.passes.base import PassContext, RuleRecord, all_graphs
 from optc.passes.rule import Rule
 
 #: Applications of one rule per node of the graph it started on (plus a constant); more means that rules fight.
@@ -60,7 +61,8 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
     """
     index: dict[tuple[str, str], list[Rule]] = {}
     for rule in rules:
-        ctx.rules[rule.name] = getattr(rule, "op", "")
+        begins_at = tuple(join_op(*root) for root in sorted(rule.roots))
+        ctx.rules.setdefault(rule.name, RuleRecord(getattr(rule, "op", ""), begins_at))
         for root in sorted(rule.roots):
             index.setdefault(root, []).append(rule)
     nodes = [node for graph in all_graphs(ctx.model) for node in graph]
@@ -77,6 +79,7 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
             for rule in index.get((node.domain, node.op_type), ()):
                 if rule.name in off or (rule.name in ctx.vetoes and _is_vetoed(ctx, rule, node)):
                     continue
+                ctx.rules[rule.name].tried += 1
                 try:
                     outcome = rule.apply(ctx.rewriter, node)
                 except Exception as error:
@@ -109,12 +112,19 @@ def _is_vetoed(ctx: PassContext, rule: Rule, node: onnx_ir.Node) -> bool:
 
 
 def _keep_misses(ctx: PassContext, rules: Sequence[Rule], misses: Mapping[tuple[str, onnx_ir.Node], Miss]) -> None:
-    """Keep the nearest misses at nodes that are still there; they stand for what the rules said of the graph before."""
+    """Keep the nearest misses; they stand for what the rules said of the graph before.
+
+    One of a fusion at a node that has gone since is kept too, unless the rule came near again where the node was: what
+    another rule made of a part of its pattern does not fuse any more. Whether it fused after all is seen at the end.
+    """
     found: dict[str, list[Miss]] = {rule.name: [] for rule in rules}
-    for (name, node), miss in misses.items():
-        if node.graph is not None:
-            miss.sources, miss.anchor = sources(node), node
-            found[name].append(miss)
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    for (name, node), miss in sorted(misses.items(), key=lambda item: item[0][1].graph is None):
+        miss.sources, miss.anchor = sources(node), node
+        if node.graph is None and (not ctx.rules[name].makes or (name, miss.sources) in seen or not miss.telling):
+            continue
+        seen.add((name, miss.sources))
+        found[name].append(miss)
     for name, kept in found.items():
         kept.sort(key=lambda miss: (-miss.nearness, -miss.matched))
         ctx.misses[name] = kept[:_MISSES_KEPT]

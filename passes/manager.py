@@ -14,10 +14,10 @@ import onnx_ir
 from optc.ir.errors import OptcError, UsageError
 from optc.ir.journal import Journal, LimitReached
 from optc.ir.matcher import Miss
-from optc.ir.rewriter import Rewriter
+from optc.ir.rewriter import RULE_KEY, Rewriter, sources
 from optc.ir.targets import Target, suggestion
 from optc.ir.verify import Interface, verify_structure
-from optc.passes.base import Decision, Numerics, Pass, PassContext, Remark, all_graphs
+from optc.passes.base import Decision, Numerics, Pass, PassContext, Remark, RuleRecord, all_graphs
 from optc.passes.guard import Trial, Veto, Watch, kept_away, vetoes_for
 from optc.passes.pipeline import Fixpoint, Pipeline, leaves, print_pass, without
 
@@ -75,13 +75,13 @@ class PipelineResult:
         model: The model.
         records: What each pass did.
         misses: The nearest misses of each rule when it was last tried, in passes that were not rolled back.
-        rules: Every rule that was tried -> the fused op that it makes, if it makes one.
+        rules: Every rule that was there to be tried, by name.
     """
 
     model: onnx_ir.Model
     records: list[PassRecord]
     misses: dict[str, list[Miss]]
-    rules: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, RuleRecord] = field(default_factory=dict)
 
     @property
     def numerics(self) -> Numerics:
@@ -118,7 +118,7 @@ class PassManager:
         """
         run = _Run(self, model)
         run.pipeline(pipeline)
-        return PipelineResult(run.ctx.model, list(run.records.values()), run.misses, run.rules)
+        return PipelineResult(run.ctx.model, list(run.records.values()), run.open_misses(), run.rules)
 
 
 class _Run:
@@ -129,7 +129,7 @@ class _Run:
         self.watch: Watch | None = None
         self.interface = Interface.of(model)
         self.misses: dict[str, list[Miss]] = {}
-        self.rules: dict[str, str] = {}
+        self.rules: dict[str, RuleRecord] = {}
         self.ctx = self._context(model)
         self.records: dict[str, PassRecord] = {}
         self.guilty: set[str] = set()
@@ -267,8 +267,10 @@ class _Run:
         for rule, places in self.ctx.places.items():
             record.places.setdefault(rule, places)
         for rule, misses in self.ctx.misses.items():
-            # A node at which one rule came near may since have been taken by another.
-            self.misses[rule] = [miss for miss in misses if miss.anchor is None or miss.anchor.graph is not None]
+            for miss in misses:
+                if miss.anchor is not None and miss.anchor.graph is not None:
+                    miss.anchor = None  # it holds, whatever becomes of the node now
+            self.misses[rule] = misses
         record.changes += made
         if made:
             record.status = "changed"
@@ -278,6 +280,20 @@ class _Run:
             self._settled.add(text)
         self.manager.after(self.ctx.model, record)
         return bool(made)
+
+    def open_misses(self) -> dict[str, list[Miss]]:
+        """The misses; of those at nodes that went during the pass, only what is there in other nodes, and not fused."""
+        fusions = {name for name, record in self.rules.items() if record.makes}
+        fused, left = set(), set()
+        for node in (node for graph in all_graphs(self.ctx.model) for node in graph):
+            names = sources(node)
+            made_by = node.metadata_props.get(RULE_KEY, "").split(",")
+            (left if fusions.isdisjoint(made_by) else fused).update(names)
+
+        def is_open(miss: Miss) -> bool:
+            return miss.anchor is None or (not fused.intersection(miss.sources) and not left.isdisjoint(miss.sources))
+
+        return {rule: [miss for miss in misses if is_open(miss)] for rule, misses in self.misses.items()}
 
     def _broken(self, item: Pass) -> str | None:
         problems = verify_structure(self.ctx.model) or self.interface.differences(Interface.of(self.ctx.model))

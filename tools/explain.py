@@ -79,17 +79,21 @@ def _data(report: Report, rules: Sequence[RuleReport]) -> dict[str, object]:
 def _show_overview(report: Report) -> None:
     show(f"nodes {report.model.nodes} -> {report.result.nodes} for {report.target}", "")
     fired = sorted((rule for rule in report.rules if rule.hits), key=lambda rule: (-rule.hits, rule.name))
-    near = [rule for rule in report.rules if rule.near_misses]
+    near = [(rule, _misses(report, rule)) for rule in report.rules if rule.near_misses]
+    near.sort(key=lambda item: (-item[1][0].nearness, -item[1][0].size, item[0].name))
     if fired:
         rows = [(rule.name, rule.hits, _names(rule.examples[0]) if rule.examples else "") for rule in fired]
         show(table(("fired", "times", "for example at"), rows, right=("times",)), "")
     if near:
         rows = []
-        for rule in near:
-            nearest = _misses(report, rule)[0]
+        for rule, misses in near:
+            nearest = misses[0]
             rows.append((rule.name, rule.near_misses, f"{nearest.root}: {nearest.why}"))
         show(table(("came near", "places", "nearest"), rows, right=("places",)), "")
         show("all places of a rule: --why RULE")
+    never = [rule.name for rule in report.rules if rule.makes and not rule.tried]
+    if never:
+        show(f"never tried, as no operator is there at which they begin: {', '.join(never)}")
     for item in report.skipped:
         show(f"skipped: {item.what}: {item.reason}")
 
@@ -99,11 +103,15 @@ def _show_rule(rule: RuleReport, misses: Sequence[NearMiss], first: bool) -> Non
     where = f", for example at {'; '.join(map(_names, rule.examples))}" if rule.examples else ""
     fired = f"fired {plural(rule.hits, 'time')}{where}" if rule.hits else "did not fire"
     show(*([] if first else [""]), f"{rule.name}{makes}: {fired}")
-    if not misses:
+    if rule.begins_at and not rule.tried:
+        show(f"  never tried: it begins at {' or '.join(rule.begins_at)}, and there was none")
+    elif not misses:
         show("  nowhere else did it come near" if rule.hits else "  nowhere did it come near")
     for miss in misses:
-        share = f", {min(miss.matched, miss.size)} of at least {plural(miss.size, 'node')} fit" if miss.found else ""
-        show(f"  near {miss.root}{share}")
+        reached = (
+            f", {min(miss.matched, miss.size)} of at least {plural(miss.size, 'node')} reached" if miss.found else ""
+        )
+        show(f"  near {miss.root}{reached}")
         rows = [("stopped at", miss.at), ("wanted", miss.wanted), ("found", miss.found)]
         if not miss.found:
             rows = [("fits, but", miss.wanted)] if miss.at == miss.root else [("at", miss.at), ("but", miss.wanted)]

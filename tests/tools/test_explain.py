@@ -48,7 +48,9 @@ def test_the_overview_says_what_fired_and_what_nearly_did(cli, gelus, tmp_path) 
     assert any(line.split() == ["gelu", "1", "half"] for line in fired.splitlines())
     (line,) = [line for line in near.splitlines() if line.startswith("gelu ")]
     assert line.split()[1] == "1" and "0.7071068" in line
+    near, never = near.split("never tried")
     assert "layer-norm" not in near, "a root alone is no near miss"
+    assert "skip-layer-norm" in never and "conv-activation" in never and " gelu" not in never
     assert [path.name for path in tmp_path.iterdir()] == ["gelus.onnx"], "nothing is written"
 
 
@@ -69,7 +71,8 @@ def test_why_tells_where_it_stopped(cli, gelus) -> None:
 def test_why_takes_ops_and_beginnings_of_names(cli, gelus) -> None:
     by_op = cli("explain", gelus, "--why", "SkipLayerNormalization").out
     assert by_op.startswith("skip-layer-norm (makes SkipLayerNormalization): did not fire")
-    assert "nowhere did it come near" in by_op
+    assert "never tried: it begins at LayerNormalization or optc::LayerNormalization, and there was none" in by_op
+    assert "nowhere did it come near" in cli("explain", gelus, "--why", "rms-norm").out
     both = cli("explain", gelus, "--why", "com.microsoft::skip").out
     assert "skip-layer-norm (" in both and "skip-rms-norm (" in both
 
@@ -86,10 +89,24 @@ def test_the_same_as_json(cli, gelus) -> None:
     assert (rules["gelu"]["hits"], rules["gelu"]["makes"], rules["gelu"]["examples"]) == (1, "Gelu", [["half"]])
     (miss,) = rules["gelu"]["near_misses"]
     assert miss["sources"] == ["half2"] and miss["matched"] >= miss["size"] / 2 and miss["found"]
-    assert rules["skip-rms-norm"]["near_misses"] == []
+    assert rules["skip-rms-norm"]["near_misses"] == [] and rules["skip-rms-norm"]["tried"] == 0
+    assert "Add" in rules["layer-norm"]["begins_at"] and rules["layer-norm"]["tried"] > 0
     (only,) = json.loads(cli("explain", gelus, "--json", "--why", "gelu").out)["rules"]
     assert only == rules["gelu"]
     assert not json.loads(cli("explain", gelus, "--json", "-O0").out)["rules"]
+
+
+def test_a_miss_is_told_when_another_rule_has_taken_a_part_of_it(cli) -> None:
+    """A factor of a Gelu whose root is off goes into the dense layer behind it; its near miss is told all the same."""
+    weights = ", ".join(str(i) for i in range(64))
+    body = _GELUS.replace("float[N, 8] z)", "float[N, 8] o)").replace(
+        "<float", f"<float[8, 8] w = {{{weights}}}, float"
+    )
+    onnx.save(onnx.parser.parse_model(body.replace("z = Mul(i, half)", "z = Mul(i, half) o = MatMul(z, w)")), "g.onnx")
+    (rule,) = json.loads(cli("explain", "g.onnx", "--why", "gelu", "--json").out)["rules"]
+    assert rule["hits"] == 1
+    (miss,) = rule["near_misses"]
+    assert (miss["wanted"], miss["found"]) == ("the constant 0.7071068", "the constant 0.6666667 (1 / 1.5)")
 
 
 def test_misses_are_those_of_the_last_try_and_not_of_passes_that_were_rolled_back() -> None:
