@@ -284,7 +284,8 @@ class _Run:
     def open_misses(self) -> dict[str, list[Miss]]:
         """The misses; of those at nodes that went during the pass, only what is there in other nodes, and not fused."""
         fusions = {name for name, record in self.rules.items() if record.makes}
-        fused, left = set(), set()
+        fused: set[str] = set()
+        left: set[str] = set()
         for node in (node for graph in all_graphs(self.ctx.model) for node in graph):
             names = sources(node)
             made_by = node.metadata_props.get(RULE_KEY, "").split(",")
