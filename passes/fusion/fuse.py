@@ -26,6 +26,7 @@ from optc.passes.fusion import (
     matmul,
     norm,
     pad,
+    pool,
     qdq,
     quantized,
     rotary,
@@ -45,6 +46,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     (
         *casts.RULES,
         *pad.RULES,
+        *pool.RULES,
         *affine.RULES,
         attention_cache.repeat_heads,
         affine_before.affine_into_next_conv,
