@@ -14,21 +14,36 @@ from optc.passes.emit import layouts
 
 
 def rotary_embedding(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-    """The kernel wants half of each table as a matrix, and takes flat heads as well as split ones."""
+    """The kernel wants every number of the tables once, as a matrix, and takes flat heads as well as split ones."""
     heads, _, cos, sin = call.inputs
     _, count, _, size = _dims(rw.facts, heads)
-    first = rw.constant(np.array([0], np.int64), "first")
-    tables = [ops.reshape(rw, _first_half(rw, table, size), (-1, size // 2)) for table in (cos, sin)]
+    interleaved = call.attributes["interleaved"].as_int()
+    tables = [ops.reshape(rw, _once(rw, table, size, interleaved), (-1, size // 2)) for table in (cos, sin)]
     flat = layouts.before_split(rw.facts, heads)
     x = heads if flat is None else flat
-    result = rw.op("RotaryEmbedding", x, first, *tables, domain="com.microsoft", interleaved=0)
+    result = rw.op("RotaryEmbedding", x, _positions(rw, cos), *tables, domain="com.microsoft", interleaved=interleaved)
     if flat is not None:
         result = ops.transpose(rw, ops.reshape(rw, result, (0, 0, count, size)), (0, 2, 1, 3))
     return (result,)
 
 
-def _first_half(rw: Rewriter, table: onnx_ir.Value, size: int) -> onnx_ir.Value:
-    return ops.slice_(rw, table, [ops.Cut(rw.facts.rank(table) - 1, 0, size // 2, 1)])
+def _positions(rw: Rewriter, table: onnx_ir.Value) -> onnx_ir.Value:
+    """Which row of the matrix each position of each sequence reads: (B, S), or the first one if all read the same."""
+    shape = _dims(rw.facts, table)
+    if len(shape) < 4 or shape[0] == 1:
+        return rw.constant(np.array([0], np.int64), "first")
+    sizes = ops.gather(rw, rw.op("Shape", table), [0, 2], 0)
+    zero, one = (rw.constant(np.array(number, np.int64), "bound") for number in (0, 1))
+    total = ops.reduction(rw, "ReduceProd", sizes, (0,), False)
+    allowzero = 1 if rw.opset() >= 14 else None
+    return rw.op("Reshape", rw.op("Range", zero, total, one), sizes, allowzero=allowzero)
+
+
+def _once(rw: Rewriter, table: onnx_ir.Value, size: int, interleaved: int) -> onnx_ir.Value:
+    """The table without the second place of each number."""
+    last = rw.facts.rank(table) - 1
+    cut = ops.Cut(last, 0, ops.TO_THE_END, 2) if interleaved else ops.Cut(last, 0, size // 2, 1)
+    return ops.slice_(rw, table, [cut])
 
 
 def _dims(facts: Facts, value: onnx_ir.Value) -> tuple[Any, ...]:

@@ -1,7 +1,14 @@
-"""Rotary position embedding (Su et al., 2021) as exporters write it: the heads turned by angles from a table."""
+"""Rotary position embedding (Su et al., 2021) as exporters write it: the heads turned by angles from a table.
+
+The fused op ``optc::RotaryEmbedding`` reads the heads x, (B, N, S, H) with an even H; no position; and the tables cos
+and sin, which broadcast to (B, 1, S, H) and have every number twice: in both halves of a row, or next to each other if
+``interleaved`` is 1. Pairs of numbers are turned that lie as far apart as the two places of a table's number. Where
+only a part of each head is turned, x is that part.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +17,13 @@ import onnx_ir
 from optc.ir.dims import Dim
 from optc.ir.facts import Facts
 from optc.ir.matcher import Match
-from optc.ir.ops import cuts_of, made_by
+from optc.ir.ops import axes_of, axis_of, cuts_of, made_by
 from optc.ir.pattern import Var
 from optc.passes.fusion.common import FLOATS
 from optc.passes.rule import fusion
+
+#: How a table tells that it has every number twice: facts, table, size of a row.
+_Twice = Callable[[Facts, onnx_ir.Value | None, int], bool]
 
 
 def _rotary_attributes(found: Match) -> dict[str, Any] | str:
@@ -24,79 +34,122 @@ def _rotary_attributes(found: Match) -> dict[str, Any] | str:
     shape = facts.shape(found.x)
     if shape is None or len(shape) != 4:
         return "the heads must have 4 dims"
-    size = shape[3]
+    size, interleaved = shape[3], "pairs" in found.bindings
     if not isinstance(size, int) or size % 2 or not isinstance(shape[1], int):
         return "the number of heads and their even size must be known"
+    reason = _pairs_problem(found, shape) if interleaved else _halves_problem(found, size)
+    if reason is not None:
+        return reason
+    for name in ("cos", "sin"):
+        if (reason := _table_problem(facts, found[name], shape, _neighbours if interleaved else _mirrored)) is not None:
+            return f"{name}: {reason}"
+    return {"interleaved": int(interleaved)}
+
+
+def _halves_problem(found: Match, size: int) -> str | None:
+    """Why what is negated is not the second half of each head, or what is not, the first."""
     if found.axis not in (-1, 3):
         return "the halves must be joined along the last axis"
-    if not _halves(found, size):
-        return "the two halves of the last axis must change places"
-    for name in ("cos", "sin"):
-        if (reason := _table_problem(facts, found[name], shape)) is not None:
-            return f"{name}: {reason}"
-    return {"interleaved": 0}
+    half, wrong = size // 2, "the two halves of the last axis must change places"
+    if "low" in found.bindings:
+        return None if _cut(found, "low", 0, half, 1) and _cut(found, "high", half, size, 1) else wrong
+    parts = [found.facts.shape(value) for value in found.first.producer().outputs]
+    return None if len(parts) == 2 and all(part is not None and part[3] == half for part in parts) else wrong
 
 
-def _halves(found: Match, size: int) -> bool:
-    """Whether what is negated is the second half of each head, and what is not the first."""
-    facts, half = found.facts, size // 2
-    if "low" not in found.bindings:
-        split = found.first.producer()
-        parts = [facts.shape(value) for value in split.outputs]
-        return len(parts) == 2 and all(part is not None and part[3] == half for part in parts)
-    for name, start, stop in (("low", 0, half), ("high", half, size)):
-        cuts = cuts_of(found[name].producer(), facts)
-        if cuts is None or len(cuts) != 1 or cuts[0].axis != 3 or cuts[0].step != 1:
-            return False
-        end = cuts[0].end + size if cuts[0].end < 0 else min(cuts[0].end, size)
-        if cuts[0].start not in (start, start - size) or end != stop:
-            return False
-    return True
+def _pairs_problem(found: Match, shape: tuple[Dim, ...]) -> str | None:
+    """Why what is negated are not the odd places of each head, or what is not, the even ones."""
+    facts, size = found.facts, shape[3]
+    assert isinstance(size, int)
+    if not (_cut(found, "even", 0, size, 2) and _cut(found, "odd", 1, size, 2)):
+        return "the even and the odd places of the last axis must change places"
+    join = found.pairs.producer()
+    new = [value.producer() for value in join.inputs]
+    if found.axis not in (-1, 4) or any(axes_of(node, facts) != (4,) for node in new):
+        return "the pairs must be put together along a new last axis"
+    return None if facts.shape(found.output) == shape else "the pairs must be joined into the last axis again"
 
 
-def _table_problem(facts: Facts, table: onnx_ir.Value, heads: tuple[Dim, ...]) -> str | None:
+def _cut(found: Match, name: str, start: int, stop: int, step: int) -> bool:
+    """Whether a Slice takes these places of the last axis of the heads."""
+    cuts, size = cuts_of(found[name].producer(), found.facts), (found.facts.shape(found.x) or (None,))[-1]
+    if not isinstance(size, int) or cuts is None or len(cuts) != 1 or cuts[0].axis != 3 or cuts[0].step != step:
+        return False
+    end = cuts[0].end + size if cuts[0].end < 0 else min(cuts[0].end, size)
+    return cuts[0].start in (start, start - size) and range(start, end, step) == range(start, stop, step)
+
+
+def _table_problem(facts: Facts, table: onnx_ir.Value, heads: tuple[Dim, ...], twice: _Twice) -> str | None:
     shape = facts.shape(table)
     if shape is None or len(shape) > 4 or len(shape) < 2:
         return "the table must have 2 to 4 dims"
-    if (*[1] * (4 - len(shape)), *shape) != (1, 1, heads[2], heads[3]):
-        return "the table must have one row for every position, the same for the whole batch"
-    return None if _mirrored(facts, table, heads[3]) else "the two halves of the table must provably be equal"
+    padded: tuple[Dim, ...] = (*[1] * (4 - len(shape)), *shape)
+    if padded[0] not in (1, heads[0]) or padded[1:] != (1, heads[2], heads[3]):
+        return "the table must have one row for every position, the same for all heads"
+    assert isinstance(heads[3], int)
+    return None if twice(facts, table, heads[3]) else "each number of the table must provably be there twice"
 
 
-def _mirrored(facts: Facts, table: onnx_ir.Value | None, size: Dim) -> bool:
+def _mirrored(facts: Facts, table: onnx_ir.Value | None, size: int) -> bool:
     """Whether both halves of the last axis of a table are equal."""
-    while (node := made_by(table, "Unsqueeze", "Cast", "Cos", "Sin", "Mul", "Gather", "Identity")) is not None:
-        if node.op_type == "Mul" and facts.scalar(node.inputs[1]) is None:
-            return False
-        if node.op_type == "Gather" and node.attributes.get("axis") is not None and node.attributes["axis"].as_int():
-            return False
-        table = node.inputs[0]
-        if (facts.shape(table) or ())[-1:] != (size,):
-            return False
+    table = _origin(facts, table, size)
     join = made_by(table, "Concat")
     if join is not None:
-        rank = facts.rank(table)
-        return (
-            len(join.inputs) == 2
-            and join.inputs[0] is join.inputs[1]
-            and join.attributes["axis"].as_int()
-            in (
-                -1,
-                None if rank is None else rank - 1,
-            )
-        )
+        last = (facts.rank(table) or 0) - 1
+        return len(join.inputs) == 2 and join.inputs[0] is join.inputs[1] and axis_of(join, facts, last) == last
     array = facts.const(table)
     return array is not None and array.ndim > 0 and np.array_equal(*np.split(array, 2, axis=-1))
 
 
+def _neighbours(facts: Facts, table: onnx_ir.Value | None, size: int) -> bool:
+    """Whether every number at an even place of the last axis of a table is that of the next place."""
+    table = _origin(facts, table, size)
+    last = (facts.rank(table) or 0) - 1
+    if (picked := made_by(table, "Gather")) is not None:
+        places = tuple(place // 2 for place in range(size))
+        return axis_of(picked, facts, 0) == last and facts.ints(picked.inputs[1]) == places
+    joined = made_by(table, "Reshape")
+    copies = None if joined is None else joined.inputs[0]
+    wide, result = facts.shape(copies), facts.shape(table)
+    if joined is not None and wide is not None and result is not None:
+        node = made_by(copies, "Expand", "Tile", "Concat")
+        new = made_by(None if node is None else node.inputs[0], "Unsqueeze")
+        copied = node is not None and (node.op_type != "Concat" or len(set(node.inputs)) == 1)
+        # A row of (size / 2, 2) is joined to one of size whatever happens to the axes before it.
+        before = None if new is None else facts.shape(new.outputs[0])
+        return copied and before is not None and before[-2:] == (size // 2, 1) and wide[-2:] == (size // 2, 2)
+    array = facts.const(table)
+    return array is not None and array.ndim > 0 and np.array_equal(array[..., ::2], array[..., 1::2])
+
+
+def _origin(facts: Facts, table: onnx_ir.Value | None, size: int) -> onnx_ir.Value | None:
+    """What the rows of a table were made of, number by number or row by row."""
+    while (node := made_by(table, "Unsqueeze", "Cast", "Cos", "Sin", "Mul", "Gather", "Identity")) is not None:
+        sources = [value for value in node.inputs if node.op_type != "Mul" or facts.scalar(value) is None]
+        if node.op_type == "Mul" and len(sources) != 1:
+            break
+        if node.op_type == "Gather" and axis_of(node, facts, 0) != 0:
+            break
+        if (facts.shape(sources[0]) or ())[-1:] != (size,):
+            break
+        table = sources[0]
+    return table
+
+
 @fusion("rotary-embedding", "RotaryEmbedding", inputs=("x", "position", "cos", "sin"), attributes=_rotary_attributes)
 def rotary_embedding(p, x, cos, sin):
-    """Every pair of numbers from the two halves of a head is turned by the angle of its position."""
+    """Every pair of numbers of a head, from its two halves or side by side, is turned by the angle of its position."""
     low, high = p.bind("low", p.Slice(x, ...)), p.bind("high", p.Slice(x, ...))
+    even, odd = p.bind("even", p.Slice(x, ...)), p.bind("odd", p.Slice(x, ...))
     first = p.bind("first", p.op("Split", x, ..., output=0))
     second = p.op("Split", x, ..., output=1)
     axis = Var("axis")
-    turned = p.one_of(p.Concat(p.Neg(high), low, axis=axis), p.Concat(p.Neg(second), first, axis=axis))
+    pairs = p.Concat(p.Unsqueeze(p.Neg(odd), ...), p.Unsqueeze(even, ...), axis=axis)
+    turned = p.one_of(
+        p.Concat(p.Neg(high), low, axis=axis),
+        p.Concat(p.Neg(second), first, axis=axis),
+        p.Reshape(p.bind("pairs", pairs), p.const()),
+    )
     return x * cos + turned * sin
 
 
