@@ -56,6 +56,21 @@ _TOKENS = "float[1,128,768] x"
 _NORM_WEIGHTS = "float[768] w, float[768] v"
 _CONV = "Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"
 
+
+def _filled(name: str, size: int, value: int) -> str:
+    """The declaration of a vector of equal numbers."""
+    return f"float[{size}] {name} = {{{', '.join([str(value)] * size)}}}"
+
+
+_GROUP_WEIGHTS = (
+    "int64[3] groups = {0, 32, -1}, "
+    f"{_filled('ones', 32, 1)}, {_filled('zeros', 32, 0)}, float[320,1,1] w, float[320,1,1] v"
+)
+_GROUP_NORM = (
+    "a = Reshape (x, groups)  b = InstanceNormalization (a, ones, zeros)  c = Shape (x)  d = Reshape (b, c)"
+    "  t = Mul (d, w)  y = Add (t, v)"
+)
+
 PIPELINES = {"kernel": "fuse,emit{slow=true}", "emitted": "fuse,emit"}
 
 #: name -> (inputs, output, weights, nodes)
@@ -79,6 +94,16 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
         "y",
         "",
         "a = Add (x, three)  b = Clip (a, zero, six)  c = Mul (x, b)  y = Div (c, six)",
+    ),
+    "mish": ("float[1,64,56,56] x", "y", "", "a = Softplus (x)  b = Tanh (a)  y = Mul (x, b)"),
+    "leaky-relu": ("float[1,64,56,56] x", "y", "", "a = Mul (x, eighth)  y = Max (x, a)"),
+    "group-norm": ("float[1,320,64,64] x", "y", _GROUP_WEIGHTS, _GROUP_NORM),
+    "group-norm, small": ("float[1,320,16,16] x", "y", _GROUP_WEIGHTS, _GROUP_NORM),
+    "group-norm, groups of one": (
+        "float[1,64,56,56] x",
+        "y",
+        f"{_filled('ones', 64, 1)}, {_filled('zeros', 64, 0)}, float[64,1,1] w, float[64,1,1] v",
+        "n = InstanceNormalization (x, ones, zeros)  t = Mul (n, w)  y = Add (t, v)",
     ),
     "layer-norm": ("float[1,128,768] s", "n", _NORM_WEIGHTS, _LAYER_NORM),
     "rms-norm": ("float[1,128,768] s", "n", "float[768] w", _RMS_NORM),

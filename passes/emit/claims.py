@@ -16,6 +16,8 @@ from optc.ir.facts import Facts
 from optc.ir.ops import gather
 from optc.ir.rewriter import Rewriter
 from optc.passes.emit import attention
+from optc.passes.emit.activation import mish
+from optc.passes.emit.channel_norm import group_norm, instance_norm
 from optc.passes.emit.rotary import rotary_embedding
 
 CPU = "CPUExecutionProvider"
@@ -146,6 +148,8 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     # CPU: 2.3 and 1.7.
     "HardSigmoid": (Realisation("HardSigmoid", since=6),),
     "HardSwish": (Realisation("HardSwish", since=14), Recipe("Mul + HardSigmoid", ("HardSigmoid", "Mul"), _hard_swish)),
+    # CPU: 34, as the kernel of Softplus is not vectorized.
+    "Mish": (Recipe("Exp + Div", ("Add", "Div", "Exp", "Min", "Mul"), mish, only_on=_ON_CPU, since=8),),
     # CPU: 1.00. ONNX Runtime registers LayerNormalization in the default domain from opset 1 on, ONNX from 17 on.
     "LayerNormalization": (Realisation("LayerNormalization", ones=1),),
     # CPU: 2.9 for the forms that it does not find.
@@ -162,6 +166,21 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     # CPU: 0.4 against Add and SimplifiedLayerNormalization.
     "SkipSimplifiedLayerNormalization": (
         Realisation("SkipSimplifiedLayerNormalization", MS, outputs=(0, 3), ones=2, slow_on=_ON_CPU),
+    ),
+    # CPU: 1.3, one pass over memory less.
+    "GroupNormalization": (
+        Recipe(
+            "InstanceNormalization + BatchNormalization",
+            ("InstanceNormalization", "BatchNormalization"),
+            group_norm,
+            inputs=3,
+            only_on=_ON_CPU,
+            since=9,
+        ),
+    ),
+    # CPU: 1.6, two passes over memory less.
+    "InstanceNormalization": (
+        Recipe("InstanceNormalization", ("InstanceNormalization",), instance_norm, inputs=3, since=6),
     ),
     # CPU: 1.00, as ONNX Runtime fuses them itself; a residual block 1.05. Claimed here, they need no time at load.
     # The CUDA kernel refuses any activation but Relu (contrib_ops/cuda/fused_conv.cc, MapMode; not run here).

@@ -11,8 +11,12 @@ QuickGelu                           x                                    alpha
 BiasGelu, BiasFastGelu              x, bias
 HardSigmoid                         x                                    alpha, beta
 HardSwish                           x
+Mish                                x
 LayerNormalization                  x, scale, bias                       axis, epsilon
 SimplifiedLayerNormalization        x, scale                             axis, epsilon
+GroupNormalization                  x, scale, bias, grouped,             num_groups, epsilon
+                                    joined
+InstanceNormalization               x, scale, bias                       epsilon
 SkipLayerNormalization              x, skip, gamma, beta, bias           epsilon
 SkipSimplifiedLayerNormalization    x, skip, gamma, bias                 epsilon
 FusedConv                           x, w, b, z                           Conv's, activation, activation_params
@@ -43,6 +47,9 @@ What Attention reads and returns is told in ``attention.py``.
 
 In the quantized ops a letter between commas stands for three inputs, the integers (none for a result), their scale and
 their zero point, and what lies between semicolons for itself. A bias has its scale and zero point at the end.
+
+Scale and bias of GroupNormalization and InstanceNormalization are vectors, or constants with one number per channel;
+the shapes of its groups and of its result are there where they were in the model.
 
 The Skip ops have a second output, the residual sum, where it is read elsewhere.
 """

@@ -33,7 +33,7 @@ EXPECTED = Path(__file__).parent / "expected.toml"
 TOLERANCE = 1e-5
 #: Standard operators that exporters rarely write and fusions make; all of com.microsoft counts too.
 FUSED = {"Gelu", "HardSigmoid", "HardSwish", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
-FUSED |= {"Attention", "GroupNormalization", "Mish", "RotaryEmbedding", "Swish"}
+FUSED |= {"Attention", "GroupNormalization", "InstanceNormalization", "Mish", "RotaryEmbedding", "Swish"}
 #: Operators of which a fusion leaves none in these models.
 TELLTALE = {
     "Erf",

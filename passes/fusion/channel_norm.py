@@ -1,0 +1,119 @@
+"""Normalizations of images and sequences of channels: over groups of channels, and of every channel by itself.
+
+Channels lie on axis 1. Exporters write GroupNorm as an InstanceNormalization of the groups, or by means and variances;
+the scale and the bias per channel follow as a product and a sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir
+
+from optc.ir.facts import Facts
+from optc.ir.matcher import Match
+from optc.passes.fusion.common import node_attribute, stays_float
+from optc.passes.fusion.norm import standardized, statistics_axes
+from optc.passes.rule import fusion
+
+
+def _group_attributes(found: Match) -> dict[str, Any] | str:
+    facts, shape = found.facts, found.facts.shape(found.x)
+    if "native" in found.bindings:
+        if facts.opset() < _PER_CHANNEL_SINCE:
+            return f"before opset {_PER_CHANNEL_SINCE} the scale was per group"
+        channels = shape[1] if shape is not None else None
+        if not isinstance(channels, int) or any(facts.shape(v) != (channels,) for v in (found.scale, found.bias)):
+            return "the number of channels must be known"
+        node = found.native.producer()
+        groups, epsilon = node_attribute(node, "num_groups", 0), node_attribute(node, "epsilon", 1e-5)
+        return stays_float(found) or {"num_groups": groups, "epsilon": float(epsilon)}
+    parts = facts.shape(found.groups)
+    if shape is None or parts is None or len(shape) < 2 or len(parts) < 3:
+        return "the shapes of x and of its groups must be known"
+    if facts.shape(found.output) != shape or facts.shape(found.joined) != shape:
+        return "the result must provably have the shape of x"
+    channels, groups = shape[1], parts[1]
+    if not isinstance(channels, int) or not isinstance(groups, int) or not groups or channels % groups:
+        return f"the channels must be split into groups (x is {shape}, its groups {parts})"
+    if parts[0] != shape[0] or (len(parts) > 3 and parts[2:] != (channels // groups, *shape[2:])):
+        return f"the groups must be of channels of one sample (x is {shape}, its groups {parts})"
+    reason = _statistics(found, found.groups) or _per_channel(found, channels, len(shape))
+    if reason is not None:
+        return reason
+    return stays_float(found) or {"num_groups": groups, "epsilon": _epsilon(found)}
+
+
+def _instance_attributes(found: Match) -> dict[str, Any] | str:
+    shape = found.facts.shape(found.x)
+    if shape is None or len(shape) < 3 or not isinstance(shape[1], int):
+        return "the number of channels must be known, and x must have axes behind them"
+    reason = _statistics(found, found.x) or _per_channel(found, shape[1], len(shape))
+    if reason is not None:
+        return reason
+    return stays_float(found) or {"epsilon": _epsilon(found)}
+
+
+def _statistics(found: Match, x: onnx_ir.Value) -> str | None:
+    """Why mean and variance are not those of all entries behind axis 1."""
+    facts = found.facts
+    if "instance" in found.bindings:
+        same = all((facts.const(found[name]) == value).all() for name, value in (("ones", 1), ("zeros", 0)))
+        return None if same else "the groups have a scale or a bias of their own"
+    wanted = tuple(range(2, facts.rank(x) or 0))
+    for name in ("mean", "variance"):
+        axes = statistics_axes(found, name)
+        if axes != wanted:
+            return axes if isinstance(axes, str) else f"the {name} must be over all axes behind the second, not {axes}"
+    return None
+
+
+def _per_channel(found: Match, channels: int, rank: int) -> str | None:
+    for name in ("scale", "bias"):
+        if not _is_per_channel(found.facts, found[name], channels, rank):
+            return f"the {name} must be constant, one number per channel"
+        if found.facts.dtype(found[name]) != found.facts.dtype(found.x):
+            return f"the {name} must have the type of x"
+    return None
+
+
+def _is_per_channel(facts: Facts, value: onnx_ir.Value, channels: int, rank: int) -> bool:
+    shape = facts.shape(value)
+    if shape is None or not facts.is_const(value) or len(shape) > rank:
+        return False
+    return (*[1] * (rank - len(shape)), *shape) == (1, channels, *[1] * (rank - 2))
+
+
+def _epsilon(found: Match) -> float:
+    if "instance" in found.bindings:
+        return float(node_attribute(found.instance.producer(), "epsilon", 1e-5))
+    return float(found.scalar("epsilon"))
+
+
+#: The opset from which on GroupNormalization has a scale and a bias per channel.
+_PER_CHANNEL_SINCE = 21
+
+
+@fusion(
+    "group-norm",
+    "GroupNormalization",
+    inputs=("x", "scale", "bias", "grouped", "joined_shape"),
+    attributes=_group_attributes,
+)
+def group_norm(p, x, scale, bias, grouped, joined_shape):
+    """Group normalization (Wu and He, 2018)."""
+    groups = p.bind("groups", p.Reshape(x, grouped))
+    instance = p.bind("instance", p.InstanceNormalization(groups, p.const("ones"), p.const("zeros")))
+    joined = p.bind("joined", p.Reshape(p.one_of(instance, standardized(p, groups)), joined_shape))
+    native = p.bind("native", p.GroupNormalization(x, scale, bias))
+    return p.one_of(joined * scale + bias, native)
+
+
+@fusion("instance-norm", "InstanceNormalization", inputs=("x", "scale", "bias"), attributes=_instance_attributes)
+def instance_norm(p, x, scale, bias):
+    """Instance normalization (Ulyanov, Vedaldi and Lempitsky, 2016)."""
+    instance = p.bind("instance", p.InstanceNormalization(x, p.const("ones"), p.const("zeros")))
+    return p.one_of(instance, standardized(p, x)) * scale + bias
+
+
+RULES = (group_norm, instance_norm)
