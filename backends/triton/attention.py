@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir
 
-from optc.backends.triton.expressions import Expr
+from optc.backends.triton.expressions import TYPES, Expr
 from optc.backends.triton.groups import Coordinates, Group, Value
 from optc.backends.triton.layout import Index, flat, variable
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
@@ -28,9 +28,13 @@ def takes(node: onnx_ir.Node) -> bool:
 
 
 class _Heads:
-    """Queries, keys or values, which come as heads (B, N, S, H) or with the heads in the last axis (B, S, N * H)."""
+    """Queries, keys or values, which come as heads (B, N, S, H) or with the heads in the last axis (B, S, N * H).
 
-    def __init__(self, lowering: Lowering, x: Value, heads: int) -> None:
+    With ``prologue`` what nobody else reads is computed where it is loaded: queries are read once per tile, keys and
+    values once for every tile of queries.
+    """
+
+    def __init__(self, lowering: Lowering, x: Value, heads: int, prologue: bool = False) -> None:
         self.lowering, self.x, self.heads = lowering, x, heads
         if len(x.shape) == 4:
             self.batch, _, self.length, size = x.shape
@@ -42,7 +46,8 @@ class _Heads:
         if not isinstance(size, int):
             raise Unsupported("the size of a head is not known")
         self.size = size
-        self.view = lowering.stored(x)
+        if not prologue or x.compute is None:
+            lowering.stored(x)
 
     def read(self, b: Index, head: Index, place: Index, d: Index) -> Expr:
         """An element, as it lies in memory."""
@@ -50,7 +55,10 @@ class _Heads:
             coordinates: Coordinates = (b, head, place, d)
         else:
             coordinates = (b, place, flat((head, d), (self.heads, self.size)))
-        return self.lowering.builder.load(self.view, self.x.memory, self.x.memory, coordinates)
+        x, builder = self.x, self.lowering.builder
+        if x.view is not None:
+            return builder.load(x.view, x.memory, x.memory, coordinates)
+        return builder.pool.make(f"{{0}}.to({TYPES[x.memory]})", (builder.element(x, coordinates),), x.memory)
 
 
 def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
@@ -59,7 +67,7 @@ def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
     shape, dtype = lowering.shape(output), lowering.dtype(output)
     heads = node.attributes["num_heads"].as_int()
     shared = int_attr(node, "kv_num_heads", heads)
-    q = _Heads(lowering, lowering.needed(node, 0), heads)
+    q = _Heads(lowering, lowering.needed(node, 0), heads, prologue=True)
     k = _Heads(lowering, lowering.needed(node, 1), shared)
     v = _Heads(lowering, lowering.needed(node, 2), shared)
     if k.size != v.size:
@@ -118,4 +126,29 @@ def _power(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-RULES: dict[str, Rule] = {f"{FUSED_DOMAIN}::Attention": attention}
+def rotary(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """Heads turned by the angles of their positions: x * cos + turned(x) * sin, where the halves of the last axis
+    change places and the second one its sign (Su et al., 2021). Pointwise, but for where it reads."""
+    x, output = lowering.readable(lowering.needed(node, 0)), node.outputs[0]
+    cos, sin = (lowering.readable(lowering.needed(node, place)) for place in (2, 3))
+    shape, dtype = lowering.shape(output), lowering.dtype(output)
+    size = shape[-1]
+    if not isinstance(size, int) or int_attr(node, "interleaved", 0):
+        raise Unsupported("its pairs are not halves of a known size")
+    pool, builder, half = lowering.pool, lowering.builder, size // 2
+
+    def compute(coordinates: Coordinates, guard: Expr | None) -> Expr:
+        *lead, d = coordinates
+        partner = (d + half).split((2, size))[1]
+        turned = builder.element(x, (*lead, partner), guard)
+        turned = pool.make(f"tl.where({{0}} < {half}, -{{1}}, {{1}})", (pool.index(d), turned), x.register)
+        tables = [builder.element(t, lowering.broadcast(t, coordinates, shape), guard) for t in (cos, sin)]
+        operands = (builder.element(x, coordinates, guard), tables[0], turned, tables[1])
+        return pool.make("({0} * {1} + {2} * {3})", operands, x.register)
+
+    for table in (cos, sin):
+        lowering.broadcast(table, tuple(Index() for _ in shape), shape)
+    lowering.define(output, Value(shape, dtype, compute=compute, name=node.name or ""))
+
+
+RULES: dict[str, Rule] = {f"{FUSED_DOMAIN}::Attention": attention, f"{FUSED_DOMAIN}::RotaryEmbedding": rotary}

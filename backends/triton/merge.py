@@ -21,10 +21,11 @@ _OPERANDS = 3  # queries, keys, values
 
 @dataclass(frozen=True)
 class _Projection:
-    """A product with a constant matrix, and the constant vector that is added to it, if one is."""
+    """A product with a constant matrix, times a number, and the constant vector that is added to it, if one is."""
 
-    node: onnx_ir.Node
-    weight: onnx_ir.Value
+    nodes: tuple[onnx_ir.Node, ...]
+    weight: onnx_ir.Value | None
+    factor: float
     bias: onnx_ir.Value | None
     result: onnx_ir.Value
 
@@ -35,6 +36,8 @@ def merge_projections(rewriter: Rewriter) -> None:
     for source in sources:
         if source is not None:
             found = [p for node in users(source) if (p := _projection(rewriter, node, source)) is not None]
+            order = {node: place for place, node in enumerate(rewriter.model.graph)}
+            found.sort(key=lambda p: order[p.nodes[0]])  # the first one's place is before all that read the others
             if len(found) > 1 and len({(p.bias is None, rewriter.facts.dtype(p.weight)) for p in found}) == 1:
                 _merge(rewriter, source, found)
 
@@ -43,31 +46,44 @@ def _projection(rewriter: Rewriter, node: onnx_ir.Node, source: onnx_ir.Value) -
     facts = rewriter.facts
     if not ops.is_op(node, "MatMul") or node.inputs[0] is not source:
         return None
-    weight, result, bias = node.inputs[1], node.outputs[0], None
+    weight, result, bias, factor, nodes = node.inputs[1], node.outputs[0], None, 1.0, [node]
     shape = facts.shape(weight)
-    if (
-        weight is None
-        or shape is None
-        or len(shape) != 2
-        or not facts.is_const(weight)
-        or (facts.rank(source) or 0) < 2
-    ):
+    if shape is None or len(shape) != 2 or (facts.rank(source) or 0) < 2 or _matrix(rewriter, weight) is None:
         return None
-    if ops.only_use(result) and ops.is_op(users(result)[0], "Add"):
-        add = users(result)[0]
-        other = add.inputs[1] if add.inputs[0] is result else add.inputs[0]
-        if other is not None and facts.is_const(other) and facts.shape(other) == (shape[1],):
-            bias, result = other, add.outputs[0]
-    return _Projection(node, weight, bias, result) if _feeds_attention(result) else None
+    for op in ("Mul", "Add"):
+        after = users(result)[0] if ops.only_use(result) else None
+        if after is None or not ops.is_op(after, op):
+            continue
+        other = after.inputs[1] if after.inputs[0] is result else after.inputs[0]
+        scalar = facts.scalar(other)
+        if op == "Mul" and scalar is not None and facts.rank(other) in (0, 1):
+            factor = float(scalar)
+        elif op == "Add" and facts.is_const(other) and facts.shape(other) == (shape[1],):
+            bias = other
+        else:
+            continue
+        nodes.append(after)
+        result = after.outputs[0]
+    return _Projection(tuple(nodes), weight, factor, bias, result) if _feeds_attention(result) else None
+
+
+def _matrix(rewriter: Rewriter, value: onnx_ir.Value | None) -> np.ndarray | None:
+    """The contents of a constant, or of one that is transposed."""
+    transpose = ops.made_by(value, "Transpose")
+    if transpose is None:
+        return rewriter.facts.const(value)
+    array = rewriter.facts.const(transpose.inputs[0])
+    perm = ops.perm_of(transpose, rewriter.facts)
+    return None if array is None or perm is None else array.transpose(perm)
 
 
 def _feeds_attention(value: onnx_ir.Value) -> bool:
-    """Whether all that becomes of a value, but for its shape, is an operand of attention."""
+    """Whether all that becomes of a value, but for its shape and for its angles, is an operand of attention."""
     readers = users(value)
     if value.is_graph_output() or not readers:
         return False
     for node in readers:
-        if ops.is_op(node, "Reshape", "Transpose") and node.inputs[0] is value:
+        if _passes(node) and node.inputs[0] is value:
             if not _feeds_attention(node.outputs[0]):
                 return False
         elif not (node.domain == FUSED_DOMAIN and node.op_type == "Attention" and value in node.inputs[:_OPERANDS]):
@@ -75,24 +91,33 @@ def _feeds_attention(value: onnx_ir.Value) -> bool:
     return True
 
 
+def _passes(node: onnx_ir.Node) -> bool:
+    """Whether a node stands between a projection and attention as the kernels have it: it reads from anywhere."""
+    turns = node.domain == FUSED_DOMAIN and node.op_type == "RotaryEmbedding"
+    return turns or ops.is_op(node, "Reshape", "Transpose")
+
+
 def _merge(rewriter: Rewriter, source: onnx_ir.Value, found: Sequence[_Projection]) -> None:
     facts = rewriter.facts
 
-    def joined(values: Sequence[onnx_ir.Value | None], axis: int, name: str) -> onnx_ir.Value:
-        arrays = [array for value in values if (array := facts.const(value)) is not None]
-        return rewriter.constant(np.concatenate(arrays, axis), name)
+    def contents(value: onnx_ir.Value | None, factor: float = 1.0) -> np.ndarray:
+        array = _matrix(rewriter, value)
+        assert array is not None
+        return array if factor == 1.0 else (array.astype(np.float64) * factor).astype(array.dtype)
 
-    with rewriter.at(found[0].node, "merge-projections", [p.node for p in found]):
-        made = rewriter.op("MatMul", source, joined([p.weight for p in found], 1, "projections"))
+    nodes = [node for p in found for node in p.nodes]
+    with rewriter.at(nodes[0], "merge-projections", nodes):
+        weights = np.concatenate([contents(p.weight, p.factor) for p in found], 1)
+        made = rewriter.op("MatMul", source, rewriter.constant(weights, "projections"))
         assert isinstance(made, onnx_ir.Value)
         if found[0].bias is not None:
-            total = rewriter.op("Add", made, joined([p.bias for p in found], 0, "projection_biases"))
+            biases = rewriter.constant(np.concatenate([contents(p.bias) for p in found]), "projection_biases")
+            total = rewriter.op("Add", made, biases)
             assert isinstance(total, onnx_ir.Value)
             made = total
         sizes = [int(facts.shape(p.weight)[1]) for p in found]  # type: ignore[index, arg-type]
         parts = ops.split(rewriter, made, sizes, -1)
         for projection, part in zip(found, parts, strict=True):
             rewriter.replace(projection.result, part)
-            for node in (projection.result.producer(), projection.node):
-                if node is not None and node.graph is not None and not any(value.uses() for value in node.outputs):
-                    rewriter.erase(node)
+            for node in reversed(projection.nodes):
+                rewriter.erase(node)

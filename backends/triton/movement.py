@@ -11,7 +11,7 @@ from optc.backends.triton.groups import Coordinates, Value, same_shape
 from optc.backends.triton.layout import Index, View, dense, flat
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
 from optc.ir.dims import Dim, equal, product, provably_ge
-from optc.ir.ops import axis_of, cuts_of, operand, perm_of
+from optc.ir.ops import axis_of, cuts_of, int_attr, operand, perm_of
 
 
 def moved(
@@ -65,8 +65,13 @@ def reshaped(lowering: Lowering, node: onnx_ir.Node) -> None:
 
 def same(lowering: Lowering, node: onnx_ir.Node) -> None:
     """Identity, and Dropout where nothing is trained."""
-    if len(node.outputs) > 1 and node.outputs[1].uses():
-        raise Unsupported("the mask of Dropout is read")
+    if node.op_type == "Dropout":
+        training = operand(node, 2)
+        trains = training is not None and lowering.facts.scalar(training) is not False
+        if trains or (lowering.facts.opset() < 7 and not int_attr(node, "is_test", 0)):
+            raise Unsupported("it may drop something, as in training")
+    if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
+        raise Unsupported("its mask is read")
     lowering.define(node.outputs[0], lowering.needed(node, 0))
 
 
