@@ -209,8 +209,12 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     "QuantizedMaxPool": (Realisation("MaxPool", since=12),),
     "FusedGemm": (Realisation("FusedGemm", MS, attributes=_gemm_attributes, slow_on=_ON_CPU),),
     "FusedMatMul": (Realisation("FusedMatMul", MS, attributes=_product_attributes),),
-    # CPU: see `benchmarks/results/attention.md`. A layer with its projections is as fast in all three forms, where the
-    # first is one operator for seven; without them opset 23's is the fastest.
+    # CPU, 12 and 6 heads of 64, sequence 8, 128, 512, with and without a mask (`benchmarks/realisations.py`): a layer
+    # with its projections is as fast in all forms (against 3 products and Attention of opset 23: 0.98 to 1.09 in the
+    # first form here, 0.96 to 1.18 with 1 product and a Split, 0.93 to 1.06 with MultiHeadAttention), so that the form
+    # with the fewest operators is the best, 1 for 7. Attention of opset 23 alone takes 0.54, 0.76, 0.93 of the time of
+    # MultiHeadAttention, and needs no repeated heads. GroupQueryAttention is slower than it and always causal.
+    # In float16 the kernel of opset 23 runs at 0.69, 0.76, 1.07 of the speed of the parts.
     "Attention": (
         Recipe(
             f"{MS}::Attention",
@@ -237,8 +241,20 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
             problem=attention.multi_head_problem,
         ),
     ),
-    # CPU, 12 heads of 64, sequence 1, 8, 128, 512: 1.12, 1.26, 1.83, 2.13; with 2 threads 1.14, 1.05, 1.78, 2.41.
+    # CPU, 12 heads of 64, sequence 1, 8, 128, 512: 1.12, 1.26, 1.83, 2.13; with 2 threads 1.14, 1.05, 1.78, 2.41. The
+    # kernel of opset 23 is the same (0.95 to 1.10) but wants tables for every batch. On flat heads both are faster than
+    # on split ones: 1.0, 1.0, 1.1, 1.8, and with 32 heads of 128 1.0, 1.0, 2.6, 2.9.
     "RotaryEmbedding": (
         Recipe("com.microsoft::RotaryEmbedding", ("com.microsoft::RotaryEmbedding",), rotary_embedding),
     ),
 }
+
+# What is not done on the CPU, with the speed against what is (`benchmarks/realisations.py`, 1 thread):
+#
+# * EmbedLayerNormalization for 3 Gathers, a Sum and a LayerNormalization: 0.79, 0.54, 0.56 (8, 128, 512 tokens of 768).
+# * GroupNormalization for Reshape, InstanceNormalization and what follows: 0.48 (64x32x32), 0.46 (320x64x64).
+# * The gate and the other half of a gated layer (SwiGLU, GeGLU) as one product and a Split: 0.96 to 1.06, and no
+#   operator fewer. Queries, keys and values behind which no attention was found: 0.98 to 1.04, one operator fewer.
+# * A residual sum as the summand of a Gemm: 0.94, 1.01, 0.99 (8, 128, 512 rows of 768), and no operator fewer, as the
+#   bias is added elsewhere then. SkipLayerNormalization, bias included: 0.83, 0.83, 0.80.
+# * RMSNormalization of opset 23 for SimplifiedLayerNormalization: 1.00 to 1.02, and the model would have to be raised.
