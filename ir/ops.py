@@ -293,6 +293,16 @@ def view(rw: Rewriter, x: onnx_ir.Value, wanted: Sequence[Dim], nonzero: Collect
     return None if gone is None else squeeze(rw, x, gone)
 
 
+def viewable(shape: Sequence[Dim], wanted: Sequence[Dim], nonzero: Collection[Dim] = ()) -> bool:
+    """Whether :func:`view` can do it."""
+    return (
+        tuple(shape) == tuple(wanted)
+        or reshape_target(shape, wanted, nonzero) is not None
+        or _new_units(shape, wanted) is not None
+        or _new_units(wanted, shape) is not None
+    )
+
+
 def _new_units(shape: Sequence[Dim], wanted: Sequence[Dim]) -> list[int] | None:
     """The places of 1 in ``wanted`` that ``shape`` lacks, if that is all that tells them apart."""
     new: list[int] = []

@@ -15,6 +15,7 @@ from optc.passes.fusion import (
     activation,
     affine,
     affine_before,
+    algebra,
     attention,
     attention_cache,
     attention_mask,
@@ -22,6 +23,7 @@ from optc.passes.fusion import (
     casts,
     channel_norm,
     conv,
+    einsum,
     gathers,
     gemm,
     matmul,
@@ -46,6 +48,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     *qdq.PHASES,
     (
         *casts.RULES,
+        *einsum.RULES,
         *pad.RULES,
         *pool.RULES,
         *affine.RULES,
@@ -59,6 +62,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     ),
     rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, *channel_norm.RULES, norm.layer_norm),
+    algebra.RULES,
     (
         *attention_cache.RULES,
         norm.layer_norm_no_bias,

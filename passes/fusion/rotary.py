@@ -124,7 +124,7 @@ def _neighbours(facts: Facts, table: onnx_ir.Value | None, size: int) -> bool:
 
 def _origin(facts: Facts, table: onnx_ir.Value | None, size: int) -> onnx_ir.Value | None:
     """What the rows of a table were made of, number by number or row by row."""
-    while (node := made_by(table, "Unsqueeze", "Cast", "Cos", "Sin", "Mul", "Gather", "Identity")) is not None:
+    while (node := made_by(table, "Unsqueeze", "Cast", "Cos", "Sin", "Mul", "Gather", "Slice", "Identity")) is not None:
         sources = [value for value in node.inputs if node.op_type != "Mul" or facts.scalar(value) is None]
         if node.op_type == "Mul" and len(sources) != 1:
             break
