@@ -18,7 +18,7 @@ from optc.backends import ort_fragment, ort_kernels
 from optc.backends.ort import Session
 from optc.backends.ort_fragment import NotConstantError, constant_array
 from optc.ir.errors import OptcError
-from optc.ir.verify import subgraphs
+from optc.ir.verify import inner_nodes
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _divisor(node: onnx_ir.Node) -> onnx_ir.Value | None:
 
 
 def _may_trap(node: onnx_ir.Node, known: Mapping[onnx_ir.Value, Any]) -> bool:
-    if any(_may_trap(inner, known) for inner in _inner_nodes(node)):
+    if any(_may_trap(inner, known) for inner in inner_nodes(node)):
         return True
     divisor = _divisor(node)
     if divisor is None:
@@ -179,7 +179,7 @@ def _may_trap(node: onnx_ir.Node, known: Mapping[onnx_ir.Value, Any]) -> bool:
 
 def _check_division(node: onnx_ir.Node, known: Mapping[onnx_ir.Value, Any]) -> None:
     """Raise NotConstantError where running ``node`` could trap."""
-    if any(_may_trap(inner, known) for inner in _inner_nodes(node)):
+    if any(_may_trap(inner, known) for inner in inner_nodes(node)):
         raise NotConstantError("a sub-graph divides integers by a value that is not known to be safe")
     divisor = _divisor(node)
     if divisor is None:
@@ -198,7 +198,3 @@ def _check_division(node: onnx_ir.Node, known: Mapping[onnx_ir.Value, Any]) -> N
         raise NotConstantError("integer division by zero")
     if by.dtype.kind == "i" and (by == -1).any() and (dividend == np.iinfo(dividend.dtype).min).any():
         raise NotConstantError("integer division overflows")
-
-
-def _inner_nodes(node: onnx_ir.Node) -> list[onnx_ir.Node]:
-    return [inner for graph in subgraphs(node) for inner in graph.all_nodes()]

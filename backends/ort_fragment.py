@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import onnx_ir
 from onnx import helper
 
 from optc.backends import ort_kernels
-from optc.ir.verify import subgraphs
+from optc.ir.verify import captured
 
 #: Constants up to this many bytes travel inside the model: some kernels want shapes and axes as initializers.
 EMBED_BYTES = 1024
@@ -43,20 +43,6 @@ def constant_array(value: onnx_ir.Value) -> np.ndarray | None:
         if name in _SCALAR_TYPES or name in _LIST_TYPES:
             return _strings(np.array(attribute.value, {**_SCALAR_TYPES, **_LIST_TYPES}[name]))
     return None
-
-
-def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
-    """The outer values that the node's sub-graphs use."""
-    for graph in subgraphs(node):
-        inside = set(graph.inputs) | set(graph.initializers.values())
-        nodes = list(graph.all_nodes())
-        for one in nodes:
-            inside.update(one.outputs)
-            for inner in subgraphs(one):
-                inside.update(inner.inputs)
-                inside.update(inner.initializers.values())
-        used = [value for one in nodes for value in one.inputs] + list(graph.outputs)
-        yield from (value for value in used if value is not None and value not in inside)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -135,6 +135,32 @@ def subgraphs(node: onnx_ir.Node) -> Iterable[onnx_ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == onnx_ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+def inner_nodes(node: onnx_ir.Node) -> Iterator[onnx_ir.Node]:
+    """The nodes in a node's sub-graphs, in those of their own too."""
+    for graph in subgraphs(node):
+        yield from graph.all_nodes()
+
+
+def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """The outer values that a node's sub-graphs use."""
+    for graph in subgraphs(node):
+        inside = set(graph.inputs) | set(graph.initializers.values())
+        nodes = list(graph.all_nodes())
+        for one in nodes:
+            inside.update(one.outputs)
+            for inner in subgraphs(one):
+                inside.update(inner.inputs)
+                inside.update(inner.initializers.values())
+        used = [value for one in nodes for value in one.inputs] + list(graph.outputs)
+        yield from (value for value in used if value is not None and value not in inside)
+
+
+def outer_reads(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """What a node reads: its inputs, and the outer values that its sub-graphs use."""
+    yield from (value for value in node.inputs if value is not None)
+    yield from captured(node)
 
 
 def label(node: onnx_ir.Node) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir
 
-from optc.backends.ort_fragment import captured, constant_array
-from optc.ir.verify import subgraphs
+from optc.backends.ort_fragment import constant_array
+from optc.ir.verify import outer_reads, subgraphs
 
 _RANDOM_OPS = frozenset(
     {
@@ -27,7 +27,7 @@ def random_outputs(model: onnx_ir.Model) -> frozenset[str]:
     drawing = _DrawingFunctions(model)
     tainted: set[onnx_ir.Value] = set()
     for node in model.graph:
-        uses = {value for value in (*node.inputs, *captured(node)) if value is not None}
+        uses = set(outer_reads(node))
         if drawing.node(node) or not tainted.isdisjoint(uses):
             tainted.update(node.outputs)
     return frozenset(value.name or "" for value in model.graph.outputs if value in tainted)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from optc.ir.verify import label
+from optc.ir.verify import label, outer_reads
 from optc.passes.base import Pass, PassContext, all_graphs
-from optc.passes.clean.fold_plan import Plan, captured, make_plan
+from optc.passes.clean.fold_plan import Plan, make_plan
 
 #: Where the model remembers what folding was allowed and has used up; it is not saved.
 _WEIGHTS, _SPENT, _TOLD = "optc.fold.weights", "optc.fold.spent", "optc.fold.told"
@@ -167,7 +167,7 @@ def _erase(ctx: PassContext, node: onnx_ir.Node) -> None:
     pending: list[onnx_ir.Node] = [node]
     seen = set(pending)
     while pending:
-        for value in captured(pending.pop()):
+        for value in outer_reads(pending.pop()):
             read.append(value)
             producer = value.producer()
             if producer is not None and producer not in seen:
@@ -214,7 +214,7 @@ def _evaluate(
             dtype = ctx.facts.dtype(value)
             if value is not None and value.type is None and dtype is not None:
                 value.type = onnx_ir.TensorType(dtype)
-    feeds = {value: plan.known[value] for node in nodes for value in captured(node) if value in plan.known}
+    feeds = {value: plan.known[value] for node in nodes for value in outer_reads(node) if value in plan.known}
     return evaluator.run(nodes, feeds, wanted, ctx.model.graph.opset_imports)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.ops import perm_of
-from optc.ir.verify import subgraphs
+from optc.ir.verify import inner_nodes, outer_reads, subgraphs
 from optc.passes.base import PassContext
 from optc.passes.clean.purity import is_pure
 
@@ -75,7 +75,7 @@ class Plan:
             if node is None or node in found or node not in self.region:
                 continue
             found.add(node)
-            pending.extend(value for value in captured(node) if value not in self.known)
+            pending.extend(value for value in outer_reads(node) if value not in self.known)
         return sorted(found, key=self.region.__getitem__)
 
     def slice(self, value: onnx_ir.Value) -> list[onnx_ir.Node]:
@@ -161,7 +161,7 @@ class _Region:
             used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
             if used and (self._is_known(node, used) or self._is_computable(node, used)):
                 self.nodes[node] = len(self.nodes)
-                for inner in _inner_nodes(node):
+                for inner in inner_nodes(node):
                     self.owners[inner] = node
             else:
                 for inner_graph in subgraphs(node):
@@ -202,7 +202,7 @@ class _Region:
     def _is_computable(self, node: onnx_ir.Node, used: Sequence[onnx_ir.Value]) -> bool:
         if not self._evaluate or node.op_type in _KEPT or node.domain not in _DOMAINS or self._is_carrier(node):
             return False
-        inputs = list(captured(node))
+        inputs = list(outer_reads(node))
         if not all(self.is_const(value) for value in inputs) or self._excluded(node):
             return False
         if not is_pure(node, self.ctx) or node.op_identifier() in self.ctx.model.functions:
@@ -264,7 +264,7 @@ class _Region:
             trips = self.ctx.facts.scalar(node.inputs[0])
             if trips is None or trips > _MAX_TRIPS:
                 return False
-        for inner in _inner_nodes(node):
+        for inner in inner_nodes(node):
             if inner.op_type in ("Loop", "Scan") or inner.op_identifier() in self.ctx.model.functions:
                 return False
             for value in inner.outputs:
@@ -312,7 +312,7 @@ def _exclusive(value: onnx_ir.Value, dying: set[onnx_ir.Node], region: _Region) 
     gone: dict[onnx_ir.Node, None] = {first: None}
     pending = [first]
     while pending:
-        for read in captured(pending.pop()):
+        for read in outer_reads(pending.pop()):
             node = read.producer()
             if node is None or node in gone or node not in dying:
                 continue
@@ -327,7 +327,7 @@ def _exclusive(value: onnx_ir.Value, dying: set[onnx_ir.Node], region: _Region) 
 
 def _freed(gone: dict[onnx_ir.Node, None], region: _Region) -> list[onnx_ir.Value]:
     """The initializers that only nodes in ``gone`` read."""
-    read = {value: None for node in gone for value in captured(node) if value.is_initializer()}
+    read = {value: None for node in gone for value in outer_reads(node) if value.is_initializer()}
     return [
         value
         for value in read
@@ -335,21 +335,6 @@ def _freed(gone: dict[onnx_ir.Node, None], region: _Region) -> list[onnx_ir.Valu
         and not (value.is_graph_input() or value.is_graph_output())
         and all(region.owners.get(use.node, use.node) in gone for use in value.uses())
     ]
-
-
-def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
-    """What a node reads from outside, by its sub-graphs too."""
-    yield from (value for value in node.inputs if value is not None)
-    for graph in subgraphs(node):
-        inside = set(graph.inputs) | set(graph.initializers.values())
-        for inner in graph:
-            yield from (value for value in captured(inner) if value not in inside)
-            inside.update(inner.outputs)
-
-
-def _inner_nodes(node: onnx_ir.Node) -> Iterator[onnx_ir.Node]:
-    for graph in subgraphs(node):
-        yield from graph.all_nodes()
 
 
 # An estimate of protobuf's framing: names, dims and types of a tensor; names, op and attributes of a node.
