@@ -10,7 +10,7 @@ from optc.kernels.convolution import reference
 from optc.kernels.pixels import GRID, tile_of_pixels
 
 #: Places of a window up to which it is unrolled; beyond, only its rows are: too many loads at a time spill registers.
-_UNROLLED = tl.constexpr(25)
+_UNROLLED = tl.constexpr(9)
 
 
 @triton.jit
