@@ -10,8 +10,9 @@ one: Ainslie et al. 2023), ``m`` queries, ``n`` keys, ``d`` the DIM elements of 
 
 * LOAD_Q(args, b, h, m, d, mask), LOAD_K(args, b, hk, n, d, mask), LOAD_V(args, b, hk, n, d, mask): tiles of one dtype,
   0 where the mask is not set. Of keys, ``d`` is the first axis: what is asked for is k transposed.
-* LOAD_BIAS(args, b, h, m, n, mask): what is added to the scores, 0 where the mask is not set and -inf where a query
-  must not see a key. Asked only if HAS_BIAS; :func:`no_bias` stands in for it.
+* LOAD_BIAS(args, b, h, m, n, mask): what is added to the scores, -inf where a query must not see a key. What it returns
+  where the mask is not set does not matter; ``m`` is in range anyway, so that the mask has no rows and a bias for all
+  queries is read once, not once per query. Asked only if HAS_BIAS; :func:`no_bias` stands in for it.
 * STORE(args, b, h, m, d, value, mask): float32.
 
 With CAUSAL, query ``m`` sees the keys ``n <= m + OFFSET``; OFFSET is the number of keys that were there before the
@@ -83,6 +84,7 @@ def attention(
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     total = tl.zeros((BLOCK_M, 1), tl.float32)
     top = tl.full((BLOCK_M, 1), -_INF, tl.float32)
+    inside = tl.minimum(m, QUERIES - 1)
     inner = KEYS // BLOCK_N * BLOCK_N
     end = KEYS
     if CAUSAL:
@@ -90,12 +92,12 @@ def attention(
         end = tl.minimum(end, tl.maximum(first + BLOCK_M + OFFSET, 0))
     for start in range(0, inner, BLOCK_N):
         acc, total, top = _attend(
-            args, b, h, h // GROUP, m, start, q, acc, total, top, m < QUERIES, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
+            args, b, h, h // GROUP, inside, start, q, acc, total, top, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
             DIM, V_DIM, SCALE, CAUSAL, HAS_BIAS, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_V, PRECISION, False,
         )  # fmt: skip
     for start in range(inner, end, BLOCK_N):
         acc, total, top = _attend(
-            args, b, h, h // GROUP, m, start, q, acc, total, top, m < QUERIES, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
+            args, b, h, h // GROUP, inside, start, q, acc, total, top, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
             DIM, V_DIM, SCALE, CAUSAL, HAS_BIAS, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_V, PRECISION, True,
         )  # fmt: skip
     STORE(args, b, h, m, v, acc / tl.where(total == 0.0, 1.0, total), (m < QUERIES) & (v < V_DIM))
@@ -113,7 +115,6 @@ def _attend(
     acc,
     total,
     top,
-    live,
     KEYS,
     OFFSET,
     LOAD_K: tl.constexpr,
@@ -146,7 +147,7 @@ def _attend(
     elif not RAW:
         scores = scores * SCALE
     if HAS_BIAS:
-        scores += LOAD_BIAS(args, b, h, m, n[None, :], live & there[None, :]).to(tl.float32)
+        scores += LOAD_BIAS(args, b, h, m, n[None, :], there[None, :]).to(tl.float32)
     if EDGE:
         seen = there[None, :]
         if CAUSAL:
@@ -215,6 +216,7 @@ def attention_split(
     b = tl.program_id(0) // (tiles * groups)
     row = ((tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
     live = row < QUERIES * GROUP
+    row = tl.minimum(row, QUERIES * GROUP - 1)
     h = hk * GROUP + row // QUERIES
     m = row % QUERIES
     d = tl.arange(0, BLOCK_D)[None, :]
@@ -233,12 +235,12 @@ def attention_split(
         end = tl.minimum(end, QUERIES + OFFSET)
     for start in range(begin, inner, BLOCK_N):
         acc, total, top = _attend(
-            args, b, h, hk, m, start, q, acc, total, top, live, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
+            args, b, h, hk, m, start, q, acc, total, top, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
             DIM, V_DIM, SCALE, CAUSAL, HAS_BIAS, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_V, PRECISION, False,
         )  # fmt: skip
     for start in range(inner, end, BLOCK_N):
         acc, total, top = _attend(
-            args, b, h, hk, m, start, q, acc, total, top, live, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
+            args, b, h, hk, m, start, q, acc, total, top, KEYS, OFFSET, LOAD_K, LOAD_V, LOAD_BIAS,
             DIM, V_DIM, SCALE, CAUSAL, HAS_BIAS, SOFTCAP, BLOCK_N, BLOCK_D, BLOCK_V, PRECISION, True,
         )  # fmt: skip
     if _stays_raw(SCALE, HAS_BIAS, SOFTCAP):
