@@ -20,6 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--update-golden is not for CI: expectations are rewritten and reviewed by hand")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless ``-m`` says which tests are wanted."""
+    if config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
+
+
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether stored expectations are to be rewritten."""

@@ -8,5 +8,5 @@ from hypothesis import HealthCheck, settings
 quick = settings(
     max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-#: With ``-m slow``: many, and others each time.
+#: With ``-m long``: many, and others each time.
 long = settings(quick, max_examples=400, derandomize=False)

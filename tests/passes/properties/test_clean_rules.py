@@ -40,7 +40,7 @@ def test_mutants(rule: str) -> None:
     quick(given(st.data())(lambda data: _check(rule, data)))()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every_rule
 def test_many_mutants(rule: str) -> None:
     long(given(st.data())(lambda data: _check(rule, data)))()

@@ -46,7 +46,7 @@ def test_mutants(path: Path) -> None:
     quick(given(st.data())(lambda data: _check(case, data)))()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every_case
 def test_many_mutants(path: Path) -> None:
     case = read_case(path)
