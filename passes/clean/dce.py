@@ -13,8 +13,9 @@ from optc.ir.verify import schema_of
 from optc.passes.base import Pass, PassContext, all_graphs
 
 _OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
-#: Operators whose further outputs switch between modes: leaving one out is a change of meaning.
-_MODAL = {"BatchNormalization"}
+#: Operators whose further outputs switch between modes: leaving one out is a change of meaning, or (ONNX
+#: Runtime's Attention, which wants to put the present somewhere) an error.
+_MODAL = {"Attention", "BatchNormalization"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir
 
+from optc.ir.dims import provably_ge
 from optc.ir.facts import Facts
 from optc.ir.matcher import attribute
 from optc.ir.ops import int_attr, made_by, operand
@@ -109,6 +110,9 @@ def pad_pool(rw: Rewriter, node: onnx_ir.Node):
         return "the padding must be zeros"
     if any(own or ()) and not int_attr(node, "count_include_pad", 0):
         return "the pool's own padding does not count"
+    padded = facts.shape(pad.outputs[0])
+    if padded is None or not all(provably_ge(dim, size) for dim, size in zip(padded[2:], kernel, strict=True)):
+        return "a window might be larger than what it averages"
     with rw.at(node, "pad-pool", [pad]):
         return _with_pads(rw, node, x, padding, count_include_pad=1)
 
