@@ -105,6 +105,12 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
         f"{_filled('ones', 64, 1)}, {_filled('zeros', 64, 0)}, float[64,1,1] w, float[64,1,1] v",
         "n = InstanceNormalization (x, ones, zeros)  t = Mul (n, w)  y = Add (t, v)",
     ),
+    "layer-norm, channels first": (
+        "float[1,96,56,56] s",
+        "n",
+        "float[96,1,1] w, float[96,1,1] v",
+        _LAYER_NORM.replace("[-1]", "[1]"),
+    ),
     "layer-norm": ("float[1,128,768] s", "n", _NORM_WEIGHTS, _LAYER_NORM),
     "rms-norm": ("float[1,128,768] s", "n", "float[768] w", _RMS_NORM),
     "skip-layer-norm, post": (

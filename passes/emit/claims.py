@@ -17,7 +17,7 @@ from optc.ir.ops import gather
 from optc.ir.rewriter import Rewriter
 from optc.passes.emit import attention
 from optc.passes.emit.activation import mish
-from optc.passes.emit.channel_norm import group_norm, instance_norm
+from optc.passes.emit.channel_norm import axis_norm, group_norm, instance_norm
 from optc.passes.emit.rotary import rotary_embedding
 
 CPU = "CPUExecutionProvider"
@@ -176,6 +176,16 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
             inputs=3,
             only_on=_ON_CPU,
             since=9,
+        ),
+    ),
+    # CPU: 2.1 to 2.7.
+    "AxisNormalization": (
+        Recipe(
+            "Transpose + LayerNormalization",
+            ("Transpose", "LayerNormalization"),
+            axis_norm,
+            inputs=3,
+            only_on=_ON_CPU,
         ),
     ),
     # CPU: 1.6, two passes over memory less.

@@ -17,6 +17,7 @@ SimplifiedLayerNormalization        x, scale                             axis, e
 GroupNormalization                  x, scale, bias, grouped,             num_groups, epsilon
                                     joined
 InstanceNormalization               x, scale, bias                       epsilon
+AxisNormalization                   x, scale, bias                       axis, epsilon
 SkipLayerNormalization              x, skip, gamma, beta, bias           epsilon
 SkipSimplifiedLayerNormalization    x, skip, gamma, bias                 epsilon
 FusedConv                           x, w, b, z                           Conv's, activation, activation_params
@@ -48,8 +49,8 @@ What Attention reads and returns is told in ``attention.py``.
 In the quantized ops a letter between commas stands for three inputs, the integers (none for a result), their scale and
 their zero point, and what lies between semicolons for itself. A bias has its scale and zero point at the end.
 
-Scale and bias of GroupNormalization and InstanceNormalization are vectors, or constants with one number per channel;
-the shapes of its groups and of its result are there where they were in the model.
+Scale and bias of GroupNormalization, InstanceNormalization and AxisNormalization are vectors, or constants with one
+number per channel; the shapes of its groups and of its result are there where they were in the model.
 
 The Skip ops have a second output, the residual sum, where it is read elsewhere.
 """

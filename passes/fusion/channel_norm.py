@@ -1,4 +1,4 @@
-"""Normalizations of images and sequences of channels: over groups of channels, and of every channel by itself.
+"""Normalizations of images and sequences of channels: over groups of channels, each channel by itself, all channels.
 
 Channels lie on axis 1. Exporters write GroupNorm as an InstanceNormalization of the groups, or by means and variances;
 the scale and the bias per channel follow as a product and a sum.
@@ -54,6 +54,21 @@ def _instance_attributes(found: Match) -> dict[str, Any] | str:
     return stays_float(found) or {"epsilon": _epsilon(found)}
 
 
+def _axis_attributes(found: Match) -> dict[str, Any] | str:
+    shape = found.facts.shape(found.x)
+    if shape is None or len(shape) < 2:
+        return "the rank of x must be known"
+    axes = statistics_axes(found, "variance"), statistics_axes(found, "mean")
+    if axes[0] != axes[1] or isinstance(axes[0], str) or len(axes[0]) != 1 or axes[0] == (len(shape) - 1,):
+        return f"mean and variance must be over one axis before the last (not {axes[1]} and {axes[0]})"
+    (axis,) = axes[0]
+    size = shape[axis]
+    if not isinstance(size, int):
+        return "the size of the normalized axis must be known"
+    reason = _per_channel(found, size, len(shape), axis)
+    return reason or stays_float(found) or {"axis": axis, "epsilon": _epsilon(found)}
+
+
 def _statistics(found: Match, x: onnx_ir.Value) -> str | None:
     """Why mean and variance are not those of all entries behind axis 1."""
     facts = found.facts
@@ -68,20 +83,20 @@ def _statistics(found: Match, x: onnx_ir.Value) -> str | None:
     return None
 
 
-def _per_channel(found: Match, channels: int, rank: int) -> str | None:
+def _per_channel(found: Match, channels: int, rank: int, axis: int = 1) -> str | None:
     for name in ("scale", "bias"):
-        if not _is_per_channel(found.facts, found[name], channels, rank):
+        if not _is_per_channel(found.facts, found[name], channels, rank, axis):
             return f"the {name} must be constant, one number per channel"
         if found.facts.dtype(found[name]) != found.facts.dtype(found.x):
             return f"the {name} must have the type of x"
     return None
 
 
-def _is_per_channel(facts: Facts, value: onnx_ir.Value, channels: int, rank: int) -> bool:
+def _is_per_channel(facts: Facts, value: onnx_ir.Value, channels: int, rank: int, axis: int) -> bool:
     shape = facts.shape(value)
     if shape is None or not facts.is_const(value) or len(shape) > rank:
         return False
-    return (*[1] * (rank - len(shape)), *shape) == (1, channels, *[1] * (rank - 2))
+    return (*[1] * (rank - len(shape)), *shape) == (*[1] * axis, channels, *[1] * (rank - axis - 1))
 
 
 def _epsilon(found: Match) -> float:
@@ -116,4 +131,10 @@ def instance_norm(p, x, scale, bias):
     return p.one_of(instance, standardized(p, x)) * scale + bias
 
 
-RULES = (group_norm, instance_norm)
+@fusion("axis-norm", "AxisNormalization", inputs=("x", "scale", "bias"), attributes=_axis_attributes)
+def axis_norm(p, x, scale, bias):
+    """Layer normalization over an axis that is not the last one: the channels of an image (ConvNeXt, SAM)."""
+    return standardized(p, x) * scale + bias
+
+
+RULES = (group_norm, instance_norm, axis_norm)

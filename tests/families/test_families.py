@@ -37,7 +37,6 @@ FUSED |= {"Attention", "GroupNormalization", "InstanceNormalization", "Mish", "R
 #: Operators of which a fusion leaves none in these models.
 TELLTALE = {
     "Erf",
-    "InstanceNormalization",
     "IsNaN",
     "Pow",
     "ReduceMean",
