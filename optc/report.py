@@ -314,6 +314,10 @@ class ArtifactFile:
         return cls(os.fspath(path), os.path.getsize(path))
 
 
+#: More files than these are told of by the folder that they are in.
+_FILES_SHOWN = 4
+
+
 @dataclass
 class Report:
     """Everything that a compile has to say.
@@ -419,8 +423,14 @@ class Report:
         lines += [f"kept: {decision.what}: {decision.reason}" for decision in self.decisions if decision.kept]
         lines += [f"skipped: {item.what}: {item.reason}" for item in self.skipped]
         lines += [f"note: {note}" for note in self.notes]
-        lines += [f"wrote {file.path} ({size_text(file.bytes)})" for file in self.artifact]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.written()])
+
+    def written(self) -> list[str]:
+        """What was written, in a line for each file, or in one for a whole folder."""
+        if len(self.artifact) <= _FILES_SHOWN:
+            return [f"wrote {file.path} ({size_text(file.bytes)})" for file in self.artifact]
+        total = size_text(sum(file.bytes for file in self.artifact))
+        return [f"wrote {os.path.dirname(self.artifact[0].path)} ({len(self.artifact)} files, {total})"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: dicts, lists, strings, numbers, booleans and None."""

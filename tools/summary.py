@@ -45,8 +45,7 @@ def show_summary(report: Report, *, all_passes: bool = False) -> None:
         show(f"not verified: {skipped.what}: {skipped.reason}")
     for note in report.notes:
         show(f"note: {note}")
-    for file in report.artifact:
-        show(f"wrote {file.path} ({size_text(file.bytes)})")
+    show(*report.written())
 
 
 def _change(before: int, after: int, text: object) -> str:

@@ -93,14 +93,17 @@ class Lowering:
             except Unsupported as reason:
                 name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
                 problems.append(f"{node.name or node.outputs[0].name} ({name}): {reason}")
+        for value in graph.outputs if not problems else ():
+            try:
+                self._output(value)
+            except Unsupported as reason:
+                problems.append(f"{value.name} (output): {reason}")
         if problems:
             shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
             raise BackendError(
                 f"{len(problems)} node{'s' * (len(problems) != 1)} cannot be compiled:\n    " + "\n    ".join(shown),
                 hint="--backend=onnxruntime runs them; where a size is in the way, give the model's inputs fixed ones",
             )
-        for value in graph.outputs:
-            self._output(value)
         self._drop_unused()
 
     # values -------------------------------------------------------------------------------------------------------

@@ -55,6 +55,15 @@ def test_listing_imports_no_backend():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_whoever_compiles_no_kernels_never_loads_triton():
+    code = (
+        "import sys, optc.compiler, optc.tools.run, optc.tools.inspect, optc.tools.compile;"
+        "from optc.backends.registry import BackendRegistry; BackendRegistry().probe();"
+        "sys.exit(bool({'triton', 'cuda', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("backend", [TENSORRT], ids=lambda backend: backend.name)
 def test_planned_backends_say_so(backend, tmp_path):
     probe = backend.probe()
