@@ -417,7 +417,8 @@ class Lowering:
         return self.pool.cast(self.pool.make("dim", (), "i32", dim), kind)
 
     def _constant(self, value: onnx_ir.Value) -> Value | None:
-        tensor = self.facts.tensor(value)
+        # An input with a default is that default, as for runtimes that are not told otherwise.
+        tensor = value.const_value if value.is_initializer() else self.facts.tensor(value)
         if tensor is None:
             return None
         shape, dtype = self.shape(value), self.dtype(value)

@@ -29,6 +29,10 @@ _REDUCTIONS = {
 }
 
 
+#: Reductions that integers do not have.
+_INEXACT = frozenset({"mean", "l2", "logsumexp"})
+
+
 class Rows:
     """A group that visits a tensor row by row.
 
@@ -64,9 +68,11 @@ class Rows:
         lowering.absorb(x, group, flat(self.coordinates, x.shape))
         if x.group is group:
             assert x.expr is not None
-            group.results[hook] = lowering.pool.cast(x.expr, "fp32")
+            read = x.expr
         else:
-            group.results[hook] = lowering.pool.cast(lowering.element(x, self.coordinates), "fp32")
+            read = lowering.element(x, self.coordinates)
+        self.kind = read.kind if kernel == "rows_reduce" and not read.kind.startswith("fp") else "fp32"
+        group.results[hook] = lowering.pool.cast(read, self.kind)
 
 
 def layer_norm(lowering: Lowering, node: onnx_ir.Node) -> None:
@@ -123,7 +129,7 @@ def reduced(lowering: Lowering, node: onnx_ir.Node) -> None:
         axes, keep = axes_of(node, lowering.facts), bool(int_attr(node, "keepdims", 1))
     if axes is None:
         raise Unsupported("its axes are computed")
-    if not x.register.startswith("fp"):
+    if x.register not in ("fp32", "i32", "i64") or (x.register != "fp32" and _REDUCTIONS[node.op_type] in _INEXACT):
         raise Unsupported(f"reductions of {x.dtype.name.lower()} are not supported")
     if not axes:
         lowering.define(output, x)
@@ -137,7 +143,7 @@ def reduced(lowering: Lowering, node: onnx_ir.Node) -> None:
         coordinates = tuple(kept)
     rows.group.space = {"row": rows.group.space["row"]}
     rows.group.reduced = {"j": rows.group.sizes["COLUMNS"]}
-    lowering.anchor(output, rows.group, coordinates)
+    lowering.anchor(output, rows.group, coordinates, rows.kind)
 
 
 RULES: dict[str, Rule] = {

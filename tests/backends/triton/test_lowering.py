@@ -162,6 +162,14 @@ SMALL = {
         y = ReduceMax <axes = [1, 3], keepdims = 1> (x)
         m = ReduceMean <axes = [0, 2, 3], keepdims = 0> (x)
         z = Sqrt (m)"""),
+    "integer sums": ("float[B,3,6,5] x", "int32[B,3] y, int64[B,3,6] z", """
+        three = Constant <value = float {3}> ()
+        f = Mul (x, three)
+        i = Cast <to = 6> (f)
+        axes = Constant <value = int64[2] {2, 3}> ()
+        y = ReduceSum <keepdims = 0> (i, axes)
+        l = Cast <to = 7> (f)
+        z = ReduceMin <axes = [3], keepdims = 0> (l)"""),
     "softmax": ("float[B,3,6,5] x", "float[B,3,6,5] y", """
         s = Softmax <axis = 1> (x)
         y = Log (s)"""),
@@ -213,6 +221,31 @@ SMALL = {
         y = Identity (x)
         z = Flatten <axis = 1> (x)"""),
 }  # fmt: skip
+
+
+def test_an_input_with_a_default_is_that_default(tmp_path):
+    source = model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[B,4] x, float[4] w_shift) => (float[B,4] y) { y = Add (x, w_shift) }
+    """)
+    source.graph.inputs.append(source.graph.initializers["w_shift"])
+    artifact = build(source, tmp_path, level=0)
+    assert [tensor.name for tensor in open_artifact(artifact).plan.inputs] == ["x"]
+    agrees(source, artifact, {"x": np.ones((3, 4), np.float32)})
+
+
+@pytest.mark.parametrize("mode", [True, None])
+def test_dropout_that_may_train_is_refused(tmp_path, mode):
+    training = "flag" if mode is None else "on"
+    source = model(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[B,4] x, bool flag) => (float[B,4] y)
+        <float ratio = {{0.5}}, bool on = {{1}}>
+        {{ y = Dropout (x, ratio, {training}) }}
+    """)
+    with pytest.raises(optc.OptcError, match="may drop something"):
+        build(source, tmp_path, level=0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", SMALL)
