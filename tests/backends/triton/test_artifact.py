@@ -100,8 +100,8 @@ def test_the_runner_opens_it_and_checks_what_is_fed(mlp):
 
 
 def test_no_rows_at_all(mlp):
-    source, artifact = mlp
-    agrees(source, artifact, {"x": np.zeros((0, 20), np.float32)})
+    found = optc.load(mlp[1], device="interpreter").run({"x": np.zeros((0, 20), np.float32)})
+    assert {name: array.shape for name, array in found.items()} == {"y": (0, 12), "total": (0,)}
 
 
 def test_two_builds_give_the_same_bytes(mlp, tmp_path, monkeypatch):
