@@ -174,6 +174,10 @@ class Backend(Protocol):
 class CompilingBackend(Backend, Protocol):
     """A backend that generates code: it takes fused ops as they are, and may build for several devices at once."""
 
+    def check(self, targets: Sequence[Target]) -> None:
+        """Raise BackendError where it cannot build for these devices."""
+        ...
+
     def compile(
         self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, int]
     ) -> Artifact:

@@ -115,6 +115,7 @@ class _Compile:
         self.backend: Backend = environment.backends.get(chosen_backend(options, self.target))
         pipeline = environment.pipeline(options.level, options.passes)
         if isinstance(self.backend, CompilingBackend):
+            self.backend.check(self.targets)
             pipeline = without(pipeline, _FOR_RUNTIMES)
         elif len(self.targets) > 1:
             raise UsageError(

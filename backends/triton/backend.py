@@ -18,6 +18,8 @@ from optc.ir.errors import BackendError
 from optc.ir.functions import FUSED_DOMAIN
 from optc.ir.targets import Target
 
+#: Triton has no tensor cores for what is older.
+_OLDEST = 80
 _HINT = "pip install 'optc[triton]' (Linux)"
 
 
@@ -39,6 +41,26 @@ class TritonBackend:
         key = f"{op.domain}::{op.op_type}" if op.domain else op.op_type
         return key in RULES or (not op.domain and pointwise.has_code(op.op_type))
 
+    def check(self, targets: Sequence[Target]) -> None:
+        """Find out before the work that nothing can be compiled for these devices.
+
+        Raises:
+            BackendError: Triton is missing, or a device is no GPU or too old.
+        """
+        if importlib.util.find_spec("triton") is None:
+            raise BackendError("triton, which compiles the kernels, is not installed", hint=_HINT)
+        for target in targets:
+            if target.arch is None:
+                raise BackendError(
+                    f"target {target.name!r} names no architecture to compile for",
+                    hint="choose one of those that optc targets lists with an arch, as in --target=a100",
+                )
+            if int(target.arch.removeprefix("sm_")) < _OLDEST:
+                raise BackendError(
+                    f"target {target.name!r} ({target.arch}) is too old: kernels are compiled for sm_80 and later",
+                    hint="use --backend=onnxruntime for it",
+                )
+
     def compile(
         self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, int]
     ) -> Artifact:
@@ -53,10 +75,8 @@ class TritonBackend:
         Raises:
             BackendError: Some nodes cannot be compiled (all are named), or a device is too old.
         """
-        if importlib.util.find_spec("triton") is None:
-            raise BackendError("triton, which compiles the kernels, is not installed", hint=_HINT)
+        self.check(targets)
         build = importlib.import_module("optc.backends.triton.build")
-        build.check_targets(targets)
         plan, files, remarks = build.build(model, targets, out, shapes, build.cache_folder())
         notes = (
             f"{len(plan.launches)} launches of {len(plan.kernels)} kernels, compiled for "

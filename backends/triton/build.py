@@ -354,22 +354,3 @@ def cache_folder() -> Path:
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "optc" / "kernels"
-
-
-def check_targets(targets: Sequence[Target]) -> None:
-    """Refuse devices that kernels cannot be compiled for.
-
-    Raises:
-        BackendError: One of them is no GPU, or is too old.
-    """
-    for target in targets:
-        if target.arch is None:
-            raise BackendError(
-                f"target {target.name!r} names no architecture to compile for",
-                hint="choose one of those that optc targets lists with an arch, as in --target=a100",
-            )
-        if int(target.arch.removeprefix("sm_")) < 80:
-            raise BackendError(
-                f"target {target.name!r} ({target.arch}) is too old: kernels are compiled for sm_80 and later",
-                hint="use --backend=onnxruntime for it",
-            )

@@ -112,7 +112,7 @@ def test_external_data_that_is_missing_short_or_outside(cli, tmp_path) -> None:
         (("-Ofast",), "-O"),
         (("--target=a1000",), "did you mean a100"),
         (("--backend=onnxruntim",), "did you mean onnxruntime"),
-        (("--backend=triton",), "--backend=onnxruntime"),
+        (("--backend=triton",), "--target=a100"),
         (("--passes", "fuze"), "did you mean fuse"),
         (("--passes", "fixpoint(dce"), "')' is missing"),
         (("--passes", "dce{speed=9}"), "no option 'speed'"),
