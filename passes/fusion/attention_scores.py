@@ -201,4 +201,32 @@ def _with_input(rw: Rewriter, softmax: onnx_ir.Node, old: onnx_ir.Value, new: on
     return True
 
 
-RULES = (joined_batch, one_mask)
+# heads in other places --------------------------------------------------------------------------------------------------
+
+
+@node_rule("keys-across", "MatMul")
+def keys_across(rw: Rewriter, node: onnx_ir.Node):
+    """Keys that one Transpose takes from (B, T, N, H) across the scores, by way of the heads (B, N, T, H)."""
+    across = ops.made_by(node.inputs[1], "Transpose")
+    if across is None or ops.perm_of(across, rw.facts) != (0, 2, 3, 1) or not _weighs(node.outputs[0], _DEPTH):
+        return None
+    if ops.made_by(across.inputs[0], "Reshape") is not None:
+        return None  # split off a projection, which the pattern knows
+    heads = ops.transpose(rw, across.inputs[0], (0, 2, 1, 3))
+    rw.set_input(node, 1, ops.transpose(rw, heads, (0, 1, 3, 2)))
+    rw.erase(across)
+    return True
+
+
+def _weighs(value: onnx_ir.Value, depth: int) -> bool:
+    """Whether a value ends in a Softmax, scaled, capped and masked on the way."""
+    uses = list(value.uses())
+    if len(uses) != 1 or depth == 0:
+        return False
+    node = uses[0].node
+    if ops.is_op(node, "Softmax"):
+        return True
+    return ops.is_op(node, "Mul", "Div", "Tanh", "Cast", "Add", "Where") and _weighs(node.outputs[0], depth - 1)
+
+
+RULES = (joined_batch, one_mask, keys_across)

@@ -149,6 +149,69 @@ def test_rotary_embedding(data, batch, heads, length, half, flat, seed):
     assert close(evaluate(result, feeds), evaluate(model, feeds), 1e-4)
 
 
+@quick
+@given(
+    st.data(),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(0, 4),
+    st.sampled_from([_LOWEST, -np.inf]),
+    st.booleans(),
+    seeds,
+)
+def test_grouped_heads_with_a_past(data, batch, shared, times, size, length, past, hidden, twice, seed):
+    """Repeated heads, a past, a bias and a mask that hides the first row, in every mixture."""
+    formula = Formula(data.draw)
+    heads = shared * times
+    q = _heads(formula, "q", heads)
+    k, v = _heads(formula, "k", shared), _heads(formula, "v", shared)
+    if past:
+        k, v = formula.op("Concat", "pk", k, axis=2), formula.op("Concat", "pv", v, axis=-2)
+    if times > 1:
+        k, v = (_repeated(formula, x, shared, times, size) for x in (k, v))
+    scores = formula.scaled(formula.op("MatMul", q, formula.op("Transpose", k, perm=[0, 1, 3, 2])), size**-0.5)
+    if twice:
+        scores = formula.joined("Add", [scores, "b"])
+    scores = formula.op("Where", "m", formula.constant(hidden), scores)
+    context = formula.op("MatMul", formula.op("Softmax", scores, axis=-1), v)
+    joined = formula.op("Transpose", context, perm=[0, 2, 1, 3])
+    end = formula.op("Reshape", joined, formula.weight(np.array([0, 0, heads * size], np.int64)))
+    keys = past + length
+    shapes = {
+        "q": [batch, length, heads * size],
+        **{name: [batch, length, shared * size] for name in ("k", "v")},
+        **({name: [batch, shared, past, size] for name in ("pk", "pv")} if past else {}),
+        **({"b": [1, heads, length, keys]} if twice else {}),
+        "m": [batch, 1, length, keys],
+    }
+    model = formula.model(shapes, end)
+    next(value for value in model.graph.input if value.name == "m").type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    result = rewrite(model)
+    wanted = {"attention": 1, "attention-grouped": times > 1, "attention-past": past > 0, "one-mask": twice}
+    assert {name: fired(result).get(name, 0) for name in wanted} == wanted
+    rng = np.random.default_rng(seed)
+    feeds = {name: rng.standard_normal(dims).astype(np.float32) for name, dims in shapes.items()}
+    feeds["m"] = rng.random(shapes["m"]) < 0.4
+    feeds["m"][..., 0, :] = True
+    assert _same(result, model, feeds)
+
+
+def _repeated(formula: Formula, heads: str, count: int, times: int, size: int) -> str:
+    """Each head several times in a row, by one of the ways that exporters know."""
+    if formula.draw(st.booleans()):
+        return formula.op("Gather", heads, formula.weight(np.repeat(np.arange(count), times)), axis=1)
+    wide = formula.op("Unsqueeze", heads, formula.weight(np.array([2], np.int64)))
+    if formula.draw(st.booleans()):
+        copies = formula.op("Concat", *[wide] * times, axis=2)
+    else:
+        shape = formula.weight(np.array([1, 1, times, 1, 1], np.int64))
+        copies = formula.op(formula.draw(st.sampled_from(["Expand", "Tile"])), wide, shape)
+    return formula.op("Reshape", copies, formula.weight(np.array([0, count * times, -1, size], np.int64)))
+
+
 @pytest.mark.parametrize(("target", "made"), [("cpu", "Softmax"), ("cuda", "MultiHeadAttention")])
 def test_half_precision_needs_a_kernel(target, made):
     """The CPU has no kernel for float16; the CUDA provider has one."""
