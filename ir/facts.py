@@ -230,6 +230,10 @@ class Facts:
             known.items if known.items is not None else new.items,
         )
 
+    def assume_shape(self, value: onnx_ir.Value, shape: Shape) -> None:
+        """Learns the dims of a value, of which more is known than follows from its node."""
+        self._facts[value] = self.fact(value)._replace(shape=shape)
+
     def opset(self, domain: str = "") -> int:
         """The version of a domain that the main graph imports; 0 if it imports none."""
         return self._root.opset_imports.get(domain, 0)

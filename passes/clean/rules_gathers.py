@@ -109,6 +109,39 @@ def gather_grid(rw: Rewriter, node: onnx_ir.Node):
     return new
 
 
+@node_rule("gather-rows", "Gather")
+def gather_rows(rw: Rewriter, node: onnx_ir.Node):
+    """The first entries of every row of a matrix, gathered from all its entries in a line: the matrix, cut short."""
+    facts, (line, indices) = rw.facts, node.inputs
+    flat = made_by(line, "Flatten", "Reshape")
+    matrix = None if flat is None else flat.inputs[0]
+    shape, dims, wide = facts.shape(matrix), facts.shape(line), facts.shape(indices)
+    if matrix is None or shape is None or dims is None or wide is None or len(shape) != 2 or axis_of(node, facts, 0):
+        return None
+    if dims[0] != shape[0] * shape[1] or any(dim != 1 for dim in dims[1:]) or rw.opset() < _BOUNDS_SINCE:
+        return None
+    count = grid(facts, indices)
+    if count is None or count.start != 0 or len(count.axes()) != 2:
+        return None
+    rows, columns = count.axes()
+    if any(dim != 1 for axis, dim in enumerate(wide) if axis not in (rows, columns)):
+        return None
+    if (count.steps[rows], count.steps[columns], wide[rows]) != (shape[1], 1, shape[0]):
+        return "the indices must count through every row from its start"
+    # What is gathered of the last row must not go beyond the end, so no row is shorter than what is gathered of it.
+    if wide[columns] != shape[1]:
+        ends = _vectors(rw, wide[columns])
+        if isinstance(ends, str):
+            return ends
+        start, along = (rw.constant(np.array([number], np.int64), "bound") for number in (0, 1))
+        matrix = rw.op("Slice", matrix, start, *ends, along)
+        facts.assume_shape(matrix, (wide[rows], wide[columns]))
+    result = len(wide) + len(dims) - 1
+    new = unsqueeze(rw, matrix, [axis for axis in range(result) if axis not in (rows, columns)])
+    facts.assume(new, node.outputs[0])
+    return new
+
+
 def _end(start: Dim, length: Dim, room: Dim) -> Dim:
     """An end that cuts the same slice as ``start + length``, as simple as can be.
 
@@ -139,4 +172,4 @@ def _vectors(rw: Rewriter, *dims: Dim) -> tuple[onnx_ir.Value, ...] | str:
     return tuple(build(rw, plan, built) for plan in plans if plan is not None)
 
 
-RULES = (gather_range, gather_grid)
+RULES = (gather_range, gather_grid, gather_rows)

@@ -201,7 +201,7 @@ def _with_input(rw: Rewriter, softmax: onnx_ir.Node, old: onnx_ir.Value, new: on
     return True
 
 
-# heads in other places --------------------------------------------------------------------------------------------------
+# heads in other places ------------------------------------------------------------------------------------------------
 
 
 @node_rule("keys-across", "MatMul")
