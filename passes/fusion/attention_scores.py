@@ -15,7 +15,7 @@ import onnx_ir
 from optc.ir import ops
 from optc.ir.dims import Dim
 from optc.ir.facts import Facts
-from optc.ir.rewriter import Rewriter
+from optc.ir.rewriter import Rewriter, users
 from optc.passes.base import Numerics
 from optc.passes.rule import node_rule
 
@@ -24,7 +24,7 @@ HIDES = -1e30
 
 _UNARY = frozenset({"Cast", "Erf", "Exp", "Identity", "IsNaN", "Neg", "Sigmoid", "Softmax", "Tanh"})
 _ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub", "Where"})
-_DEPTH = 12
+_DEPTH = 14
 """How many operators may stand between the axes' joining and their parting, and between two masks and the product."""
 
 
@@ -218,15 +218,19 @@ def keys_across(rw: Rewriter, node: onnx_ir.Node):
     return True
 
 
-def _weighs(value: onnx_ir.Value, depth: int) -> bool:
-    """Whether a value ends in a Softmax, scaled, capped and masked on the way."""
-    uses = list(value.uses())
-    if len(uses) != 1 or depth == 0:
+#: What may stand between the product of queries and keys and the joining of the heads, besides the Softmax.
+_ON_THE_WAY = ("Add", "Cast", "Div", "Identity", "MatMul", "Mul", "Softmax", "Tanh", "Transpose", "Where")
+
+
+def _weighs(value: onnx_ir.Value, depth: int, seen: tuple[str, ...] = ()) -> bool:
+    """Whether a value goes through a Softmax, a product and a Transpose to where the heads are joined."""
+    readers = [node for node in users(value) if node.op_type != "IsNaN"]
+    if len(readers) != 1 or depth == 0:
         return False
-    node = uses[0].node
-    if ops.is_op(node, "Softmax"):
-        return True
-    return ops.is_op(node, "Mul", "Div", "Tanh", "Cast", "Add", "Where") and _weighs(node.outputs[0], depth - 1)
+    node = readers[0]
+    if ops.is_op(node, "Reshape"):
+        return [op for op in seen if op in ("Softmax", "MatMul", "Transpose")] == ["Softmax", "MatMul", "Transpose"]
+    return ops.is_op(node, *_ON_THE_WAY) and _weighs(node.outputs[0], depth - 1, (*seen, node.op_type))
 
 
 RULES = (joined_batch, one_mask, keys_across)
