@@ -308,6 +308,18 @@ def split_of_concat(rw: Rewriter, node: onnx_ir.Node):
     return True
 
 
+@node_rule("piece-of-split", "Split")
+def piece_of_split(rw: Rewriter, node: onnx_ir.Node):
+    """A Split of which one piece is read is a Slice: the others need not be moved."""
+    read = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+    piece = _piece(rw.facts, read[0]) if len(read) == 1 and len(node.outputs) > 1 else None
+    if piece is None:
+        return None
+    rw.replace(read[0], slice_(rw, piece.whole, [Cut(piece.axis, piece.start, piece.end, 1)]))
+    rw.erase(node)
+    return True
+
+
 @node_rule("slice-of-pad", "Slice")
 def slice_of_pad(rw: Rewriter, node: onnx_ir.Node):
     """A Slice that takes away a part of what a Pad has just added: a smaller Pad."""
@@ -350,5 +362,6 @@ RULES = (
     slices_to_split,
     concat_of_pieces,
     split_of_concat,
+    piece_of_split,
     slice_of_pad,
 )

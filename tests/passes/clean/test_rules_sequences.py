@@ -19,11 +19,11 @@ CASES = [
     ),
     (
         "s = SplitToSequence <axis = -1> (x, sizes) a = SequenceAt(s, i1) y = Neg(a)",
-        {"Split": 1, "Neg": 1},
+        {"Slice": 1, "Neg": 1},
     ),
     (
         "s = SplitToSequence <axis = 1, keepdims = 0> (x) a = SequenceAt(s, i1) y = Neg(a)",
-        {"Split": 1, "Squeeze": 1, "Neg": 1},
+        {"Gather": 1, "Neg": 1},
     ),
     # the number of members is not known, or the sequence has another reader
     (

@@ -108,6 +108,9 @@ PIECES = [
         {"Split": 1, "Neg": 1, "Concat": 2},
     ),
     ("a = Concat <axis = -1> (x, w) b, c = Split <axis = 1> (a, sm4) d = Neg(c) y = Concat <axis = 1> (d, b)", None),
+    # one piece of a Split
+    ("a, b, c = Split <axis = 1> (w, s112) y = Neg(b)", {"Slice": 1, "Neg": 1}),
+    ("a, b, c = Split <axis = 1> (w, s112) d = Neg(b) e = Mul(d, a) y = Neg(e)", {"Split": 1, "Neg": 2, "Mul": 1}),
     # a Slice of a Pad
     ("a = Pad(x, p0101) y = Slice(a, v1, far, v1)", {"Pad": 1}),
     ("a = Pad(x, p0101) b = Slice(a, v1, mone, v1) y = Neg(b)", {"Neg": 1}),
