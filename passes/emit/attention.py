@@ -7,7 +7,7 @@ import onnx_ir
 
 from optc.ir import ops
 from optc.ir.facts import Facts
-from optc.ir.rewriter import Rewriter
+from optc.ir.rewriter import RULE_KEY, Rewriter
 from optc.passes.emit import layouts, masks
 from optc.passes.emit.projections import merge, merged, projection
 
@@ -73,19 +73,21 @@ def projected(rw: Rewriter, call: onnx_ir.Node) -> _Results:
     weight, bias = merge(rw, projections, widths)
     source = projections[0].source
     mask, shown = _scores_mask(rw, call, source, source)
-    result = rw.op(
-        "Attention",
-        source,
-        weight,
-        bias,
-        None,
-        None,
-        mask,
-        domain="com.microsoft",
-        num_heads=call.attributes["num_heads"].as_int(),
-        scale=call.attributes["scale"].as_float(),
-        qkv_hidden_sizes=list(widths) if len(set(widths)) > 1 else None,
-    )
+    taken = [node for one in projections for node in one.nodes]
+    with rw.at(call, call.metadata_props.get(RULE_KEY, "emit"), taken):
+        result = rw.op(
+            "Attention",
+            source,
+            weight,
+            bias,
+            None,
+            None,
+            mask,
+            domain="com.microsoft",
+            num_heads=call.attributes["num_heads"].as_int(),
+            scale=call.attributes["scale"].as_float(),
+            qkv_hidden_sizes=list(widths) if len(set(widths)) > 1 else None,
+        )
     return (layouts.shaped(rw, _guarded(rw, result, shown), call.outputs[0]),)
 
 

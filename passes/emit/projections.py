@@ -20,11 +20,13 @@ class Projection:
         source: (B, S, D).
         weight: (D, W).
         bias: (W,), or None.
+        nodes: The nodes that compute it.
     """
 
     source: onnx_ir.Value
     weight: onnx_ir.Value
     bias: onnx_ir.Value | None
+    nodes: tuple[onnx_ir.Node, ...]
 
 
 def merged(facts: Facts, call: onnx_ir.Node) -> tuple[list[Projection], tuple[int, int, int]] | str:
@@ -69,7 +71,8 @@ def projection(facts: Facts, value: onnx_ir.Value | None) -> Projection | None:
     source, weight = matmul.inputs
     if source is None or facts.rank(source) != 3 or facts.rank(weight) != 2 or not facts.is_const(weight):
         return None
-    return Projection(source, weight, bias)  # type: ignore[arg-type]
+    nodes = (matmul,) if product is value else (matmul, value.producer())
+    return Projection(source, weight, bias, nodes)  # type: ignore[arg-type]
 
 
 def _without_bias(facts: Facts, value: onnx_ir.Value) -> tuple[onnx_ir.Value, onnx_ir.Value | None]:
