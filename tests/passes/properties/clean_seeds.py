@@ -16,7 +16,9 @@ _CONSTANTS = (
     "int64[1] far = {9223372036854775807}, int64 s1 = {1}, int64 s2 = {2}, int64[3] i012 = {0,1,2}, "
     "int64[2] to3 = {-1,3}, int64[3] to031 = {0,3,1}, int64[2] e43 = {4,3}, int64[3] e241 = {2,4,1}, "
     "int64[4] none4 = {0,0,0,0}, float[4] ones4 = {1,1,1,1}, float qs = {0.5}, uint8 qz = {3}, "
-    "int64[2] s01 = {0,1}, int64[2] e92 = {9223372036854775807,2}, uint8 q0 = {0}, uint8 q9 = {9}"
+    "int64[2] s01 = {0,1}, int64[2] e92 = {9223372036854775807,2}, uint8 q0 = {0}, uint8 q9 = {9}, "
+    "int64[8] pads8 = {0,0,1,0,0,0,1,0}, "
+    "int64[4] doubled = {1,1,2,2}, float[1,1,3] state = {0,0,0}"
 )
 #: rule -> graph, of opset 17
 SEEDS: dict[str, str] = {
@@ -73,8 +75,27 @@ SEEDS: dict[str, str] = {
         "(float[N,2] p, float[N,3] q) => (float[A,B] y) "
         "{ a = Concat <axis = 1> (p, q) b = Slice(a, zero, two, one) y = Neg(b) }"
     ),
-    "concat-of-split": (
+    "concat-of-pieces": (
         "(float[N,4] w) => (float[A,B] y) { a, b = Split <axis = 1> (w) c = Concat <axis = -1> (a, b) y = Neg(c) }"
+    ),
+    "slices-to-split": (
+        "(float[N,4] x) => (float[A,B] y) "
+        "{ a = Slice(x, zero, two, one) b = Slice(x, two, far, one) c = Neg(b) y = Mul(a, c) }"
+    ),
+    "split-of-concat": (
+        "(float[N,2] p, float[N,2] q) => (float[A,B] y) "
+        "{ c = Concat <axis = 1> (p, q) a, b = Split <axis = 1> (c) d = Neg(b) y = Sub(a, d) }"
+    ),
+    "slice-of-pad": ("(float[1,1,N,3] x) => (float[A,B,C,D] y) { a = Pad(x, pads8) y = Slice(a, one, far, two) }"),
+    "resize-identity": "(float[1,2,M,3] x) => (float[A,B,C,D] y) { a = Resize(x, , ones4) y = Neg(a) }",
+    "resize-scales": (
+        "(float[1,2,M,N] x) => (float[A,B,C,D] y) "
+        "{ s = Shape(x) t = Mul(s, doubled) "
+        'y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric"> (x, , , t) }'
+    ),
+    "zero-state": (
+        "(float[L,N,2] x, float[1,12,2] w, float[1,12,3] r) => (float[A,B,C,D] y) "
+        "{ y = LSTM <hidden_size = 3> (x, w, r, , , state, state) }"
     ),
     "transpose-identity": "(float[N,3] x) => (float[A,B] y) { a = Transpose <perm = [0,1]> (x) y = Neg(a) }",
     "transpose-pair": (
