@@ -179,7 +179,8 @@ TYPES = pytest.mark.parametrize(("dtype", "static"), [("fp32", True), ("fp32", F
 @pytest.mark.parametrize("splits", [0, 3])
 def test_attention(shape, dtype, static, splits):
     q, k, v = operands(*shape, dtype)
-    for causal, offset in ((False, 0), (True, 0), (True, shape[4] - shape[3]), (True, -4)):
+    masks = [(True, shape[4] - shape[3]), (False, 0), (True, 0), (True, -4)]
+    for causal, offset in masks if dtype == "fp32" else masks[:1]:
         out = attend(q, k, v, dtype, causal=causal, offset=offset, splits=splits, static=static)
         assert_close(out, reference(q, k, v, 0.3, causal=causal, offset=offset), dtype, 2)
 
