@@ -11,6 +11,7 @@ BUILTIN: dict[str, str] = {
     "inline": "optc.passes.clean.inline:Inline",
     "fold": "optc.passes.clean.fold:Fold",
     "control-flow": "optc.passes.clean.control_flow:ControlFlow",
+    "loop-invariants": "optc.passes.clean.invariants:LoopInvariants",
     "cse": "optc.passes.clean.cse:CommonSubexpressions",
     "dce": "optc.passes.clean.dce:DeadCodeElimination",
     "dedup": "optc.passes.clean.dedup:Deduplicate",
