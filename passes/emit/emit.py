@@ -18,7 +18,9 @@ from optc.ir.pattern import split_op
 from optc.ir.rewriter import RULE_KEY, Rewriter
 from optc.ir.verify import label
 from optc.passes.base import Numerics, Pass, PassContext, all_graphs
-from optc.passes.emit.claims import CLAIMS, Realisation, Recipe
+from optc.passes.driver import apply_rules
+from optc.passes.emit.claims import CLAIMS, CPU, Realisation, Recipe
+from optc.passes.emit.sums import sum_of_sums
 
 #: The type of the first input, or of each type variable.
 DTypes = onnx_ir.DataType | dict[str, onnx_ir.DataType]
@@ -63,6 +65,8 @@ class Emit(Pass):
         for (what, reason), count in sorted(unclaimed.items()):
             ctx.remark("skipped", f"{count} x {what}", f"{reason}: left in its parts")
         drop_unused_functions(ctx.model)
+        if ctx.target.provider == CPU:
+            apply_rules(ctx, [sum_of_sums])
 
     def _at_best_opset(self, ctx: PassContext, calls: list[onnx_ir.Node]) -> list[onnx_ir.Node]:
         """Raise the model to the opset that the best realisations need, if nothing is in the way; what is left."""
