@@ -69,6 +69,9 @@ def _product_attributes(found: Match) -> dict[str, Any] | str:
         return "with the batch's axes behind, both operands must have the same rank"
     if len(attributes) > 2 and not (_is_filled(facts, found.a) and _is_filled(facts, found.b)):
         return "with the batch's axes behind, no operand may be empty: the kernel would divide by zero"
+    inner = (facts.shape(product.inputs[0]) or (0,))[-1]
+    if product.op_type == "MatMul" and not provably_positive(inner):
+        return f"the inner axis ({inner}) may be empty, for which the kernel writes nothing"
     taken = [name for name in ("a_transposed", "b_transposed", *_SCALES, *_DIVISORS) if name in found.bindings]
     for name in _SCALES:
         if name in found.bindings:

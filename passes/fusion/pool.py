@@ -31,7 +31,7 @@ def spatial_mean(rw: Rewriter, node: onnx_ir.Node):
         or facts.dtype(x) != onnx_ir.DataType.FLOAT
     ):
         return None
-    if not int_attr(node, "keepdims", 1):
+    if int_attr(node, "keepdims", 1) != 1:
         return "the axes of space must be kept"
     value = x
     for _ in range(_MAX_STEPS):

@@ -20,6 +20,8 @@ from .cases import Case, fed_inputs
 from .judge import answer_problem, judge
 
 LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
+#: Names of what a node was made from take a little room.
+_GROWTH = 1.1
 MODELS = sorted(path for path in LIGHT.glob("light_*.onnx"))
 
 
@@ -44,7 +46,7 @@ def test_light_model_keeps_its_answer_and_does_not_grow(path: Path) -> None:
     def optimize(model: onnx.ModelProto, level: int) -> onnx.ModelProto:
         optimized = optc.optimize(model, level=level, target="cpu")
         before, after = case.model.ByteSize(), optimized.ByteSize()
-        if after > before:
+        if after > _GROWTH * before:
             failures.append(f"{path.stem}, level {level}: grew from {before} to {after} bytes")
         return optimized
 

@@ -42,7 +42,11 @@ def test_pads(data, op, pads, own, value, before, counts, axes, seed):
     if op == "AveragePool":
         attributes["count_include_pad"] = int(counts)
     weights = [formula.weight(rng.standard_normal([4, 2, 3, 3]).astype(np.float32))] if op == "Conv" else []
-    model = formula.model({"x": ["N", 2, "H", 5]}, formula.op(op, padded, *weights, **attributes))
+    # Where a window may be larger than the input, an AveragePool does not count as a Pad does: sizes must be known.
+    heights = (7,) if op == "AveragePool" else (4, 7)
+    model = formula.model(
+        {"x": ["N", 2, 7 if len(heights) == 1 else "H", 5]}, formula.op(op, padded, *weights, **attributes)
+    )
     result = rewrite(model)
     inside = all(a + b < 3 for a, b in zip(pads, own, strict=True))
     fits = {
@@ -55,7 +59,7 @@ def test_pads(data, op, pads, own, value, before, counts, axes, seed):
     if not fits:
         assert result.misses[rule]
         return
-    for height in (4, 7):
+    for height in heights:
         feeds = {"x": rng.standard_normal([2, 2, height, 5]).astype(np.float32)}
         assert close(evaluate(result, feeds), evaluate(model, feeds))
 

@@ -86,6 +86,7 @@ SEEDS: dict[str, str] = {
         "(float[N,2] p, float[N,2] q) => (float[A,B] y) "
         "{ c = Concat <axis = 1> (p, q) a, b = Split <axis = 1> (c) d = Neg(b) y = Sub(a, d) }"
     ),
+    "piece-of-split": "(float[N,4] x) => (float[A,B] y) { a, b = Split <axis = 1> (x) y = Neg(b) }",
     "slice-of-pad": ("(float[1,1,N,3] x) => (float[A,B,C,D] y) { a = Pad(x, pads8) y = Slice(a, one, far, two) }"),
     "resize-identity": "(float[1,2,M,3] x) => (float[A,B,C,D] y) { a = Resize(x, , ones4) y = Neg(a) }",
     "resize-scales": (
