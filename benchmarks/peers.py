@@ -117,7 +117,7 @@ def check(row: Row, model: Path, scratch: Path, options: argparse.Namespace) -> 
     """Count nodes and compare outputs; the findings go into ``row``."""
     out = scratch / "check.json"
     out.unlink(missing_ok=True)
-    dims = [f"{name}={size}" for name, size in options.settings[-1].items()]
+    dims = [f"{name}={size}" for name, size in options.settings[0].items()]
     done = run_measured([sys.executable, HARNESS / "check.py", model, row.path, out, *dims], options.timeout)
     row.check = json.loads(out.read_text()) if out.exists() else {"problem": f"check failed: {done.failure}"}
 
