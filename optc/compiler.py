@@ -138,9 +138,7 @@ class _Compile:
                 error.add_note(f"run it again with: optc replay {self.options.reproducer}")
             raise
         report = result.report
-        problems = [f"{item.text}: {item.reason}" for item in report.passes if item.status == "rolled back"]
-        if report.verification.status == "failed":
-            problems.append(f"verification: {report.verification.reason}")
+        problems = report.problems()
         if problems and self._reproducer(original, source, problems):
             report.notes.append(f"what went wrong can be run again with: optc replay {self.options.reproducer}")
         return result

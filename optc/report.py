@@ -403,6 +403,13 @@ class Report:
             skipped=[skipped for item in passes for skipped in item.skipped()],
         )
 
+    def problems(self) -> list[str]:
+        """What went wrong, a line each: passes that were rolled back, and a result that is wrong."""
+        found = [f"{item.text}: {item.reason}" for item in self.passes if item.status == "rolled back"]
+        if self.verification.status == "failed":
+            found.append(f"verification: {self.verification.reason}")
+        return found
+
     def finish(self, artifact: Artifact | None, seconds: float) -> None:
         """Add the files that were written and the wall time of it all."""
         if artifact is not None:

@@ -24,6 +24,7 @@ from optc.ir.model import ModelSource, load
 from optc.ir.saving import save
 from optc.machine import file_digest, versions
 from optc.options import Options
+from optc.report import ModelSummary
 
 #: Version of the file's form.
 FORM = 1
@@ -88,7 +89,7 @@ def write(
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(_DATA, json.dumps(data, indent=2))
-            if _weight_bytes(model) <= _LARGEST or not origin:
+            if ModelSummary.of(model).weight_bytes <= _LARGEST or not origin:
                 with tempfile.TemporaryDirectory(prefix="optc-reproducer-") as folder:
                     file = Path(folder) / _MODEL
                     for part in save(model, file):
@@ -140,11 +141,6 @@ def _origin(found: Reproducer, path: Path) -> Path:
     if file_digest(origin) != found.source.get("digest"):
         raise ModelError(f"the model {str(origin)!r} has changed since", where=str(path))
     return origin
-
-
-def _weight_bytes(model: onnx_ir.Model) -> int:
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,10 +49,8 @@ def command(ctx: click.Context, file: Path, output: Path | None, quiet: bool) ->
 def _problems(found: reproducer.Reproducer, model: object, bars: Bars | None) -> list[str]:
     options = {**found.options, "passes": found.pipeline, "skip": (), "measure": False}
     try:
-        report = optc.compile(model, progress=bars, **options).report  # type: ignore[arg-type]
+        return optc.compile(model, progress=bars, **options).report.problems()  # type: ignore[arg-type]
     except optc.OptcError:
         raise
     except Exception as error:  # the failure that was to be replayed, or another one
         return [f"{type(error).__name__}: {error}"]
-    problems = [f"{item.text}: {item.reason}" for item in report.passes if item.status == "rolled back"]
-    return problems + ([report.verification.reason] if report.verification.status == "failed" else [])

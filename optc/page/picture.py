@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import onnx_ir
 
 from optc.ir.facts import Facts
+from optc.ir.pattern import join_op
 from optc.ir.rewriter import RULE_KEY, sources
+from optc.ir.verify import outer_reads
 
 #: Distances of the drawing, in pixels.
 _COLUMN, _LAYER = 148, 46
@@ -69,29 +71,18 @@ def picture(model: onnx_ir.Model) -> Picture:
 
 
 def _node(node: onnx_ir.Node, place: dict[onnx_ir.Node, int], facts: Facts) -> PictureNode:
-    inner = [value for graph in _graphs(node) for n in graph for value in n.inputs]
-    read = [value for value in (*node.inputs, *inner) if value is not None]
+    read = list(outer_reads(node))
     producers = [value.producer() for value in read]
     rules = node.metadata_props.get(RULE_KEY, "")
     return PictureNode(
         name=node.name or "",
-        op=f"{node.domain}::{node.op_type}" if node.domain else node.op_type,
+        op=join_op(node.domain, node.op_type),
         reads=sorted({place[p] for p in producers if p is not None and p in place and p is not node}),
         sources=list(sources(node)),
         rules=rules.split(",") if rules else [],
         outputs=", ".join(_type(value, facts) for value in node.outputs if value.name),
         fed=any(value.is_graph_input() and not value.is_initializer() for value in read),
     )
-
-
-def _graphs(node: onnx_ir.Node) -> list[onnx_ir.Graph]:
-    found = []
-    for attr in node.attributes.values():
-        if attr.type == onnx_ir.AttributeType.GRAPH:
-            found.append(attr.as_graph())
-        elif attr.type == onnx_ir.AttributeType.GRAPHS:
-            found.extend(attr.as_graphs())
-    return found
 
 
 def _type(value: onnx_ir.Value, facts: Facts) -> str:
