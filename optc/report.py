@@ -23,6 +23,7 @@ from optc.backends import timing
 from optc.backends.base import Artifact
 from optc.ir.matcher import Miss
 from optc.ir.model import ModelSource
+from optc.ir.pattern import join_op
 from optc.ir.targets import Target
 from optc.machine import file_digest, peak_memory, versions
 from optc.options import Options
@@ -60,11 +61,7 @@ class ModelSummary:
         """Count a model; ``path`` is the file it came from or went to."""
         ops: Counter[str] = Counter()
         for graph in (model.graph, *model.graph.subgraphs()):
-            ops.update(
-                f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-                for node in graph
-                if node.op_type != "Constant"
-            )
+            ops.update(join_op(node.domain, node.op_type) for node in graph if node.op_type != "Constant")
         tensors = {
             id(value.const_value): value.const_value
             for graph in model.graphs()

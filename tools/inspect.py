@@ -12,6 +12,7 @@ from optc.backends.base import ValueSpec
 from optc.backends.triton.artifact import open_artifact
 from optc.inputs import signature, symbols
 from optc.ir.model import load
+from optc.ir.pattern import join_op
 from optc.ir.rewriter import RULE_KEY, SOURCE_KEY
 from optc.machine import file_digest
 from optc.report import ModelSummary
@@ -74,7 +75,7 @@ def _nodes(graph: onnx_ir.Model) -> object:
     rows = []
     for inner in (graph.graph, *graph.graph.subgraphs()):
         for node in inner:
-            op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            op = join_op(node.domain, node.op_type)
             outputs = ", ".join(str(ValueSpec.of(value)) for value in node.outputs if value.name)
             origin = node.metadata_props.get(SOURCE_KEY, "")
             rows.append((node.name or "", op, outputs, node.metadata_props.get(RULE_KEY, ""), origin))

@@ -16,6 +16,7 @@ from optc.backends.triton.rules import RULES
 from optc.backends.triton.runtime import TritonRunner
 from optc.ir.errors import BackendError
 from optc.ir.functions import FUSED_DOMAIN
+from optc.ir.pattern import join_op
 from optc.ir.targets import Target
 
 #: Triton has no tensor cores for what is older.
@@ -38,7 +39,7 @@ class TritonBackend:
         """Whether there is a rule for the operator; single nodes may still be refused for their types or shapes."""
         if op.domain == FUSED_DOMAIN:
             return True  # what has no kernel of its own goes back to its parts
-        key = f"{op.domain}::{op.op_type}" if op.domain else op.op_type
+        key = join_op(op.domain, op.op_type)
         return key in RULES or (not op.domain and pointwise.has_code(op.op_type))
 
     def check(self, targets: Sequence[Target]) -> None:

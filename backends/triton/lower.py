@@ -23,6 +23,7 @@ from optc.ir.dims_core import sole_factor
 from optc.ir.errors import BackendError
 from optc.ir.facts import Facts
 from optc.ir.ops import operand
+from optc.ir.pattern import join_op
 
 
 class Unsupported(Exception):
@@ -91,7 +92,7 @@ class Lowering:
             try:
                 self._lower(node)
             except Unsupported as reason:
-                name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+                name = join_op(node.domain, node.op_type)
                 problems.append(f"{node.name or node.outputs[0].name} ({name}): {reason}")
         for value in graph.outputs if not problems else ():
             try:
@@ -366,7 +367,7 @@ class Lowering:
         return problems
 
     def _rule(self, node: onnx_ir.Node) -> Rule | None:
-        key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        key = join_op(node.domain, node.op_type)
         if key in self.rules:
             return self.rules[key]
         return _pointwise if pointwise.is_pointwise(node) else None
