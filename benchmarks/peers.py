@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness import machine
 from harness.contenders import Contender, contenders, interpreter
 from harness.process import Outcome, run_measured
+from harness.tables import document, find_models, folder_bytes, markdown, public, shown
 
 HERE = Path(__file__).resolve().parent
 HARNESS = HERE / "harness"
@@ -47,18 +46,18 @@ class Row:
         """The row of the table; a failure takes the place of what it prevented."""
         error = self.check.get("error")
         if problem := self.problem or self.check.get("problem"):
-            shown = problem
+            found = problem
         elif error is None:
-            shown = "-"
+            found = "-"
         else:
-            shown = "exact" if error == 0 else f"{error:.1e}" if error <= WRONG else f"WRONG {error:.1e}"
+            found = "exact" if error == 0 else f"{error:.1e}" if error <= WRONG else f"WRONG {error:.1e}"
         return [
             self.name,
-            _shown(self.check.get("nodes"), "d"),
-            _shown(self.size, ",d"),
-            _shown(self.outcome and self.outcome.seconds, ".2f"),
-            _shown(self.outcome and self.outcome.peak_bytes / 2**20, ".0f"),
-            shown,
+            shown(self.check.get("nodes"), "d"),
+            shown(self.size, ",d"),
+            shown(self.outcome and self.outcome.seconds, ".2f"),
+            shown(self.outcome and self.outcome.peak_bytes / 2**20, ".0f"),
+            found,
             *(cell for timing in self.latency for cell in _timing_cells(timing)),
         ]
 
@@ -78,18 +77,10 @@ class Comparison:
 
 def _timing_cells(timing: dict[str, Any]) -> list[str]:
     return [
-        timing.get("problem") or _shown(timing.get("median_ms"), ".3f"),
-        _shown(timing.get("iqr_ms"), ".3f"),
+        timing.get("problem") or shown(timing.get("median_ms"), ".3f"),
+        shown(timing.get("iqr_ms"), ".3f"),
         f"{timing['speed']:.2f}x" if "speed" in timing else "-",
     ]
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def measure(contender: Contender, model: Path, folder: Path, options: argparse.Namespace) -> Row:
@@ -168,23 +159,12 @@ def table(comparison: Comparison) -> str:
     return markdown([[*HEADER, *heads], *(row.cells() for row in comparison.rows)])
 
 
-def markdown(lines: list[list[str]]) -> str:
-    """A markdown table that also reads well as plain text; short lines are filled up."""
-    full = [[*line, *["-"] * (len(lines[0]) - len(line))] for line in lines]
-    widths = [max(len(line[column]) for line in full) for column in range(len(lines[0]))]
-    shown = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in full
-    ]
-    shown.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(shown)
-
-
 def nodes_of_all(found: dict[str, Comparison]) -> str:
     """Nodes of every model by every optimizer."""
     names = [row.name for row in next(iter(found.values())).rows]
     return markdown(
         [["model", *names]]
-        + [[name, *(_shown(row.check.get("nodes"), "d") for row in one.rows)] for name, one in found.items()]
+        + [[name, *(shown(row.check.get("nodes"), "d") for row in one.rows)] for name, one in found.items()]
     )
 
 
@@ -197,8 +177,8 @@ def speeds_of_all(found: dict[str, Comparison]) -> str:
             speeds = [row.latency[at].get("speed") if at < len(row.latency) else None for row in one.rows[1:]]
             for name, speed in zip(names, speeds, strict=True):
                 all_speeds[name] += [] if speed is None else [speed]
-            lines.append([f"{model} {setting}".rstrip(), *(_shown(speed, ".2f") for speed in speeds)])
-    means = [_shown(statistics.geometric_mean(speeds) if speeds else None, ".3f") for speeds in all_speeds.values()]
+            lines.append([f"{model} {setting}".rstrip(), *(shown(speed, ".2f") for speed in speeds)])
+    means = [shown(statistics.geometric_mean(speeds) if speeds else None, ".3f") for speeds in all_speeds.values()]
     return markdown([["model", *names], *lines, ["geometric mean", *means]])
 
 
@@ -210,39 +190,11 @@ def summary(found: dict[str, Comparison]) -> dict[str, str]:
     return tables
 
 
-def document(tables: dict[str, str], options: argparse.Namespace) -> str:
-    """The stored form: what was measured, where, when, with what, and the command that repeats it."""
-    known = machine.describe()
-    packages = sorted({pair for found in options.versions.values() for pair in found.items()})
+def conditions(options: argparse.Namespace) -> str:
+    """The settings of a run in one line."""
     inputs = " ".join(options.dim) or "1 for leading dims, 64 for others"
-    lines = [
-        f"# Peers: {options.store}",
-        "",
-        f"- date: {datetime.now(UTC):%Y-%m-%d}",
-        f"- machine: {known['cpu']}, {known['cores']} cores, {known['memory']}, {known['flags']}; {known['system']}",
-        f"- versions: Python {known['python']}, " + ", ".join(map(" ".join, packages)),
-        f"- command: `{shlex.join(['python', 'benchmarks/peers.py', *options.told])}`",
-        f"- optc options: `{options.optc_options}`; dynamic dims: {inputs}; threads: {options.threads or 'all cores'}",
-        "",
-        "Columns: see benchmarks/README.md. Measured, not estimated.",
-    ]
-    for name, text in tables.items():
-        lines += ["", f"## {name}", "", text]
-    return "\n".join(lines) + "\n"
-
-
-def find_models(given: list[Path]) -> list[Path]:
-    """The .onnx files named, and those directly in the folders named."""
-    found = [path for entry in given for path in (sorted(entry.glob("*.onnx")) if entry.is_dir() else [entry])]
-    missing = [str(path) for path in found if not path.is_file()]
-    if missing or not found:
-        raise SystemExit(f"no such model: {', '.join(missing)}" if missing else "no .onnx file in the folders given")
-    return [path.resolve() for path in found]
-
-
-def public(arguments: list[str]) -> list[str]:
-    """The arguments as they may be stored: only the last part of paths that lead outside of here."""
-    return [Path(part).name if part.startswith(("/", "~")) else part for part in arguments]
+    threads = options.threads or "all cores"
+    return f"optc options: `{options.optc_options}`; dynamic dims: {inputs}; threads: {threads}"
 
 
 def settings(given: list[str]) -> list[dict[str, int]]:
@@ -309,7 +261,9 @@ def main(arguments: list[str]) -> int:
     if options.store:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{options.store}.md"
-        path.write_text(document(overall | {name: table(one) for name, one in found.items()}, options))
+        tables = overall | {name: table(one) for name, one in found.items()}
+        title, versions = f"Peers: {options.store}", options.versions.values()
+        path.write_text(document(title, "peers.py", options.told, versions, conditions(options), tables))
         print(f"\nstored in {path}")
     return 0
 

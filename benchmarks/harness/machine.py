@@ -20,7 +20,7 @@ CPU_FLAGS = (
     "i8mm",
     "bf16",
 )
-PACKAGES = ("optc", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "numpy")
+PACKAGES = ("optc", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "onnxslim", "onnxscript", "openvino", "nncf", "numpy")
 _VERSIONS = """
 import importlib.metadata as metadata, sys
 for name in sys.argv[1:]:
