@@ -165,7 +165,9 @@ class _Compile:
         measure = Measure(original, self.target, self.options)
         measure.check_data()
         verifier = Verifier(original, self.options, measure)
-        services = {"evaluator": Evaluator(), "kernels": ort_kernels, "measure": measure, "progress": self.progress}
+        # A backend that compiles has no integer kernels to write graphs for yet.
+        kernels = None if isinstance(self.backend, CompilingBackend) else ort_kernels
+        services = {"evaluator": Evaluator(), "kernels": kernels, "measure": measure, "progress": self.progress}
         result, verification = self._passes(original, verifier, services)
         report = Report.of(
             source=source,

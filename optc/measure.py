@@ -64,14 +64,17 @@ class Measure:
 
     @cached_property
     def why_not(self) -> str | None:
-        """Why nothing can be measured here; None if it can."""
-        if self.target.kind != "cpu":
-            return f"the target {self.target.name!r} is not this machine"
+        """Why the error of nothing can be measured here; None if it can."""
         try:
             _ = self.references
         except OptcError as error:
             return f"the original cannot be run: {error.what}"
         return None
+
+    @property
+    def why_not_timed(self) -> str | None:
+        """Why nothing can be timed here; None if it can."""
+        return None if self.target.kind == "cpu" else f"the target {self.target.name!r} is not this machine"
 
     @cached_property
     def data(self) -> str:
@@ -137,15 +140,24 @@ class Measure:
             model: A model; it is not changed.
             values: Values of its main graph.
         """
-        names = [value.name or "" for value in values]
+        session, names = self._opened(model, values)
+        for sample in self.samples[:_ERROR_SAMPLES]:
+            yield session.run(sample, outputs=names)
+
+    def shapes(self, model: onnx_ir.Model, values: Sequence[onnx_ir.Value]) -> dict[str, tuple[int, ...]]:
+        """Shapes of inner values by name, at the sizes that are timed; arguments as for :meth:`capture`."""
+        session, names = self._opened(model, values)
+        return {name: array.shape for name, array in session.run(self.latency_feeds, outputs=names).items()}
+
+    def _opened(self, model: onnx_ir.Model, values: Sequence[onnx_ir.Value]) -> tuple[Session, list[str]]:
+        """A model with inner values as further outputs, and their names."""
+        names = list(dict.fromkeys(value.name or "" for value in values))
         copy = model.clone()
         inner = {value.name: value for node in copy.graph for value in node.outputs}
         inner.update({value.name: value for value in copy.graph.inputs})
         present = {value.name for value in copy.graph.outputs}
-        copy.graph.outputs.extend(inner[name] for name in dict.fromkeys(names) if name not in present)
-        session = self._session(copy)
-        for sample in self.samples[:_ERROR_SAMPLES]:
-            yield session.run(sample, outputs=list(dict.fromkeys(names)))
+        copy.graph.outputs.extend(inner[name] for name in names if name not in present)
+        return self._session(copy), names
 
     def open(self, model: onnx_ir.Model) -> Session:
         """A model ready to run as it will run in production."""
@@ -170,8 +182,8 @@ class Measure:
 
     def latency(self, result: onnx_ir.Model) -> Latency:
         """The result's time against the original's."""
-        if self.target.kind != "cpu":
-            return Latency(False, reason=f"the target {self.target.name!r} is not this machine")
+        if self.why_not_timed is not None:
+            return Latency(False, reason=self.why_not_timed)
         try:
             comparison = self.compare({"original": self.original, "result": result})
         except OptcError as error:

@@ -27,7 +27,7 @@ from optc.ir.pattern import join_op
 from optc.ir.targets import Target
 from optc.machine import file_digest, peak_memory, versions
 from optc.options import Options
-from optc.passes.base import Decision, Remark, RuleRecord
+from optc.passes.base import Attempt, Decision, LedgerRow, Remark, RuleRecord
 from optc.passes.manager import PassRecord, PipelineResult
 from optc.units import seconds_text, size_text
 
@@ -332,6 +332,8 @@ class Report:
         verification: The numeric check.
         latency: Time before and after.
         decisions: Lossy changes proposed, kept and refused.
+        ledger: Every option that was weighed for every layer, taken or not.
+        attempts: The whole models that a search measured on its way.
         artifact: The files written, the one to open first.
         skipped: What was not done although the options asked for it, and why.
         notes: What else the user should know.
@@ -352,6 +354,8 @@ class Report:
     verification: Verification = field(default_factory=lambda: Verification("off"))
     latency: Latency = field(default_factory=lambda: Latency(False, reason="not asked for"))
     decisions: list[Decision] = field(default_factory=list)
+    ledger: list[LedgerRow] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     artifact: list[ArtifactFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -397,6 +401,8 @@ class Report:
             near_misses=[NearMiss.of(miss) for misses in result.misses.values() for miss in misses if miss.telling],
             verification=verification,
             decisions=[decision for record in result.records for decision in record.decisions],
+            ledger=[row for record in result.records for row in record.ledger],
+            attempts=[attempt for record in result.records for attempt in record.attempts],
             skipped=[skipped for item in passes for skipped in item.skipped()],
         )
 

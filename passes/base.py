@@ -72,6 +72,52 @@ class Decision:
 
 
 @dataclass
+class LedgerRow:
+    """One option of one layer, taken or not.
+
+    Attributes:
+        node: Name of the layer's node.
+        technique: Name of the technique.
+        option: What it proposed ("dynamic-int8"); empty if it proposed nothing.
+        taken: Whether it is in the result.
+        reason: Why it was not taken; empty if it was.
+        error: Relative L2 error of the layer's own output; None if it was not determined.
+        bytes: Bytes that the layer's weights take with it.
+        seconds: Time that the layer takes with it, measured or estimated; None if it was neither.
+    """
+
+    node: str
+    technique: str
+    option: str
+    taken: bool
+    reason: str = ""
+    error: float | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Attempt:
+    """A whole model that a search measured end to end.
+
+    Attributes:
+        options: How many layers got which option.
+        error: Relative L2 error of the outputs.
+        bytes: Bytes of the weights of all layers.
+        speedup: Time without it over time with it; None if it was not timed.
+        kept: Whether it is the result.
+        reason: Why it is outside of the budget; empty if it is inside.
+    """
+
+    options: dict[str, int]
+    error: float
+    bytes: int
+    speedup: float | None = None
+    kept: bool = False
+    reason: str = ""
+
+
+@dataclass
 class RuleRecord:
     """That a rule was there to be tried.
 
@@ -115,6 +161,8 @@ class PassContext:
         misses: The nearest misses of each rule that was tried, nearest first.
         remarks: What to tell the user.
         decisions: What lossy passes kept and refused.
+        ledger: Every option that lossy passes weighed for every layer.
+        attempts: The whole models that lossy passes measured.
         vetoes: Rules that must leave nodes alone, those that stand for these nodes of the original model; None for all.
     """
 
@@ -127,6 +175,8 @@ class PassContext:
     misses: dict[str, list[Miss]] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    ledger: list[LedgerRow] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     vetoes: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
 
     @property

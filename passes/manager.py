@@ -17,7 +17,17 @@ from optc.ir.matcher import Miss
 from optc.ir.rewriter import RULE_KEY, Rewriter, sources
 from optc.ir.targets import Target, suggestion
 from optc.ir.verify import Interface, verify_structure
-from optc.passes.base import Decision, Numerics, Pass, PassContext, Remark, RuleRecord, all_graphs
+from optc.passes.base import (
+    Attempt,
+    Decision,
+    LedgerRow,
+    Numerics,
+    Pass,
+    PassContext,
+    Remark,
+    RuleRecord,
+    all_graphs,
+)
 from optc.passes.guard import Trial, Veto, Watch, kept_away, vetoes_for
 from optc.passes.pipeline import Fixpoint, Pipeline, leaves, print_pass, without
 
@@ -56,6 +66,8 @@ class PassRecord:
     reason: str = ""
     remarks: list[Remark] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    ledger: list[LedgerRow] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
 
     def undo(self, reason: str) -> None:
         """Record that nothing of what the pass did is in the result."""
@@ -65,6 +77,12 @@ class PassRecord:
         for decision in self.decisions:
             if decision.kept:
                 decision.kept, decision.reason = False, f"taken back: {reason}"
+        for row in self.ledger:
+            if row.taken:
+                row.taken, row.reason = False, f"taken back: {reason}"
+        for attempt in self.attempts:
+            if attempt.kept:
+                attempt.kept, attempt.reason = False, f"taken back: {reason}"
 
 
 @dataclass
@@ -232,7 +250,7 @@ class _Run:
         before = count_nodes(self.ctx.model)
         rewriter, changes = self.ctx.rewriter, self.ctx.rewriter.changes
         self.ctx.hits, self.ctx.places, self.ctx.misses = {}, {}, {}
-        self.ctx.remarks, self.ctx.decisions = [], []
+        self.ctx.remarks, self.ctx.decisions, self.ctx.ledger, self.ctx.attempts = [], [], [], []
         journal.step, numbered = text, len(journal.applications)
         start = time.perf_counter()
         try:
@@ -261,6 +279,8 @@ class _Run:
             return False
         record.remarks.extend(self.ctx.remarks)
         record.decisions.extend(self.ctx.decisions)
+        record.ledger.extend(self.ctx.ledger)
+        record.attempts.extend(self.ctx.attempts)
         record.nodes += count_nodes(self.ctx.model) - before
         for rule, count in self.ctx.hits.items():
             record.hits[rule] = record.hits.get(rule, 0) + count

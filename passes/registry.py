@@ -20,7 +20,7 @@ BUILTIN: dict[str, str] = {
     "shapes": "optc.passes.clean.shapes:Shapes",
     "simplify": "optc.passes.clean.simplify:Simplify",
     "split-projections": "optc.passes.compress.projections:SplitProjections",
-    "quantize-dynamic": "optc.passes.compress.quantize_dynamic:QuantizeDynamic",
+    "quantize": "optc.passes.compress.quantize:Quantize",
 }
 
 

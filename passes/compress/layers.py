@@ -1,9 +1,11 @@
-"""Weighted layers: what ``x @ W`` looks like in a graph, however it is written."""
+"""Weighted layers: products with a constant, however a graph writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir
@@ -12,12 +14,9 @@ from optc.ir.facts import Facts
 
 #: Weights with fewer elements than this are left alone: a kernel of their size costs next to nothing.
 MIN_WEIGHTS = 1 << 12
-#: The operators, and the attributes that must have these values for the node to be x @ W + bias.
-_FORMS: dict[tuple[str, str], dict[str, float]] = {
-    ("", "MatMul"): {},
-    ("", "Gemm"): {"alpha": 1.0, "beta": 1.0, "transA": 0},
-    ("com.microsoft", "FusedMatMul"): {"alpha": 1.0, "transA": 0, "transBatchA": 0, "transBatchB": 0},
-}
+
+#: "matmul" is x (..., K) @ W; "conv" is a convolution, a product of image patches of K numbers with W.
+Kind = Literal["matmul", "conv"]
 
 
 @dataclass(frozen=True)
@@ -25,51 +24,107 @@ class Layer:
     """A node that multiplies by a constant matrix.
 
     Attributes:
-        node: The MatMul, Gemm or FusedMatMul.
-        x: The activations, (..., K) float32, of rank 2 or more and not constant.
-        weight: The constant, (K, N), or (N, K) if ``transposed``.
-        rows, columns: K and N.
+        node: The MatMul, Gemm, FusedMatMul, Conv or FusedConv.
+        kind: What it does with its input.
+        transposed: Whether the weight of a product is stored as (N, K).
+        rows, columns: K and N; for a convolution K is C / groups times the size of the kernel.
+        groups: Groups of a convolution; 1 for products.
     """
 
     node: onnx_ir.Node
-    x: onnx_ir.Value
-    weight: onnx_ir.Value
+    kind: Kind
     transposed: bool
     rows: int
     columns: int
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        """The node's name, by which ledgers and recipes know the layer."""
+        return self.node.name or self.node.outputs[0].name or ""
+
+    @property
+    def x(self) -> onnx_ir.Value:
+        """The activations, float32 and not constant: (..., K) of rank 2 or more, (B, C, ...) for a convolution."""
+        return self.node.inputs[0]
+
+    @property
+    def weight(self) -> onnx_ir.Value:
+        """The constant: (K, N), or (N, K) if ``transposed``, or (N, C / groups, ...) for a convolution."""
+        return self.node.inputs[1]
 
     def matrix(self, facts: Facts) -> np.ndarray:
         """The weight as a float32 array of shape (K, N)."""
         array = facts.const(self.weight)
         assert array is not None
-        return np.ascontiguousarray(array.T if self.transposed else array, dtype=np.float32)
+        if self.kind == "conv":
+            array = array.reshape(self.columns, -1).T
+        elif self.transposed:
+            array = array.T
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+    def on(self, node: onnx_ir.Node) -> Layer:
+        """The same layer in a copy of its graph, where it is ``node``."""
+        return dataclasses.replace(self, node=node)
 
 
-def weighted_layers(graph: onnx_ir.Graph, facts: Facts) -> Iterator[Layer]:
-    """The layers of a graph that could be quantized, in order; fp32, two-dimensional constant weights only."""
+def weighted_layers(
+    graph: onnx_ir.Graph, facts: Facts, kinds: Collection[Kind] = ("matmul", "conv")
+) -> Iterator[Layer]:
+    """The layers of a graph that could be compressed, in order; those with constant fp32 weights only."""
     for node in graph:
-        layer = _layer(node, facts)
-        if layer is not None and layer.rows * layer.columns >= MIN_WEIGHTS:
+        reader = _READERS.get((node.domain, node.op_type))
+        layer = reader(node, facts) if reader is not None else None
+        if layer is not None and layer.kind in kinds and layer.rows * layer.columns >= MIN_WEIGHTS:
             yield layer
 
 
-def _layer(node: onnx_ir.Node, facts: Facts) -> Layer | None:
-    form = _FORMS.get((node.domain, node.op_type))
-    if form is None or len(node.inputs) < 2:
+def _weight_shape(node: onnx_ir.Node, facts: Facts) -> list[int] | None:
+    """Shape of the weight, if it and the activations are what a layer has."""
+    if len(node.inputs) < 2:
         return None
     x, weight = node.inputs[0], node.inputs[1]
+    if x is None or weight is None or facts.is_const(x) or not facts.is_const(weight):
+        return None
     shape = facts.shape(weight)
-    if x is None or weight is None or shape is None or len(shape) != 2 or not facts.is_const(weight):
+    if shape is None or facts.dtype(weight) != onnx_ir.DataType.FLOAT:
         return None
-    if facts.dtype(weight) != onnx_ir.DataType.FLOAT or (facts.rank(x) or 0) < 2 or facts.is_const(x):
+    return [int(size) for size in shape]
+
+
+def _product(node: onnx_ir.Node, facts: Facts) -> Layer | None:
+    shape = _weight_shape(node, facts)
+    if shape is None or len(shape) != 2 or (facts.rank(node.inputs[0]) or 0) < 2:
         return None
+    form = _FORMS[(node.domain, node.op_type)]
     if any(_value(node, name, default) != default for name, default in form.items()):
         return None
     transposed = bool(_value(node, "transB", 0))
-    rows, columns = (int(n) for n in (reversed(shape) if transposed else shape))
-    return Layer(node, x, weight, transposed, rows, columns)
+    rows, columns = reversed(shape) if transposed else shape
+    return Layer(node, "matmul", transposed, rows, columns)
+
+
+def _convolution(node: onnx_ir.Node, facts: Facts) -> Layer | None:
+    shape = _weight_shape(node, facts)
+    if shape is None or len(shape) < 3:
+        return None
+    columns, *rest = shape
+    return Layer(node, "conv", False, int(np.prod(rest)), columns, int(_value(node, "group", 1)))
 
 
 def _value(node: onnx_ir.Node, name: str, default: float) -> float:
     attr = node.attributes.get(name)
     return default if attr is None else attr.value
+
+
+#: The operators of products, and the attributes that must have these values for the node to be x @ W + bias.
+_FORMS: dict[tuple[str, str], dict[str, float]] = {
+    ("", "MatMul"): {},
+    ("", "Gemm"): {"alpha": 1.0, "beta": 1.0, "transA": 0},
+    ("com.microsoft", "FusedMatMul"): {"alpha": 1.0, "transA": 0, "transBatchA": 0, "transBatchB": 0},
+}
+_READERS: dict[tuple[str, str], Callable[[onnx_ir.Node, Facts], Layer | None]] = {
+    **dict.fromkeys(_FORMS, _product),
+    ("", "Conv"): _convolution,
+    ("com.microsoft", "FusedConv"): _convolution,
+}

@@ -284,7 +284,7 @@ def test_what_cannot_be_verified_is_said_to_be_so():
         ({"shapes": {"batch": 1.5}}, "cannot be 1.5"),
         ({"shapes": {"btach": 2}}, "did you mean batch"),
         ({"optimise": True}, "unknown option 'optimise'"),
-        ({"passes": "quantize-dynamic{schemes=[int3]}"}, "no scheme 'int3'"),
+        ({"passes": "quantize{techniques=[int3]}"}, "no technique 'int3'"),
     ],
 )
 def test_options_that_make_no_sense(options, words):
