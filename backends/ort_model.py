@@ -81,6 +81,8 @@ def _serialize(proto: onnx.ModelProto) -> bytes | None:
 def _share(model: onnx_ir.Model) -> Loadable:
     """Serialize the graph alone; weights in memory are shared, weights in files are referred to."""
     light = model.clone()
+    for value in [v for v in light.graph.initializers.values() if _is_unused(v)]:
+        del light.graph.initializers[value.name or ""]  # ONNX Runtime drops them first, and then misses them
     folders = Counter(
         os.path.abspath(value.const_value.base_dir)
         for graph in light.graphs()
@@ -108,6 +110,10 @@ def _share(model: onnx_ir.Model) -> Loadable:
     data = _serialize_light(light)
     result.source = data
     return result
+
+
+def _is_unused(value: onnx_ir.Value) -> bool:
+    return not (value.uses() or value.is_graph_output() or value.is_graph_input())
 
 
 def _is_big(tensor: onnx_ir.TensorProtocol) -> bool:

@@ -6,7 +6,8 @@ as ``-opt-bisect-limit``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Application:
         step: The pass, as it stands in the pipeline text.
         rule: The rule; the pass's name for what a pass changes beside its rules.
         sources: Names of the nodes of the original model that it concerned.
+        place: Those that the node stands for at which the rule was tried.
     """
 
     number: int
     step: str
     rule: str
     sources: tuple[str, ...] = ()
+    place: tuple[str, ...] = ()
 
 
 class LimitReached(Exception):
@@ -58,6 +61,11 @@ class Journal:
         if self.exhausted:
             raise LimitReached
 
-    def end(self, rule: str, sources: tuple[str, ...] = ()) -> None:
+    def end(self, rule: str, sources: tuple[str, ...] = (), place: tuple[str, ...] = ()) -> None:
         """Note that the graph was changed."""
-        self.applications.append(Application(len(self.applications) + 1, self.step, rule, sources))
+        self.applications.append(Application(len(self.applications) + 1, self.step, rule, sources, place))
+
+    def resume(self, numbered: int, applications: Iterable[Application]) -> None:
+        """Keep the first ``numbered`` applications, and let others come behind them, numbered on."""
+        del self.applications[numbered:]
+        self.applications.extend(replace(one, number=number) for number, one in enumerate(applications, numbered + 1))

@@ -71,7 +71,7 @@ class Rewriter:
             self.journal.begin()
         self._anchor, self._rule = anchor, rule
         self._sources = tuple(dict.fromkeys(name for node in (*nodes, anchor) for name in sources(node)))
-        concerned = self._sources
+        concerned, place = self._sources, sources(anchor)
         failed = True
         try:
             yield
@@ -79,7 +79,7 @@ class Rewriter:
         finally:
             self._anchor, self._rule, self._sources = previous
             if outermost and (failed or self.changes != changes):
-                self.journal.end(rule, concerned)
+                self.journal.end(rule, concerned, place)
 
     def opset(self, domain: str = "") -> int:
         """The version of a domain that the model imports; 0 if it imports none."""

@@ -103,9 +103,17 @@ class PassReport:
     def skipped(self) -> list[Skipped]:
         """What this pass was not allowed to do, or left alone although it was asked to do it."""
         own = [Skipped(self.text, f"{self.status}: {self.reason}")] if self.status in ("rolled back", "skipped") else []
-        return own + [
-            Skipped(f"{self.name}: {remark.what}", remark.reason) for remark in self.remarks if remark.kind == "skipped"
-        ]
+        for remark in self.remarks:
+            if remark.kind in ("skipped", "taken back"):
+                reason = remark.reason if remark.kind == "skipped" else f"{remark.kind}: {remark.reason}"
+                own.append(Skipped(f"{self.name}: {remark.what}", reason))
+        return own
+
+    def problems(self) -> list[str]:
+        """What of it was wrong, a line each."""
+        own = [f"{self.text}: {self.reason}"] if self.status == "rolled back" else []
+        taken_back = (remark for remark in self.remarks if remark.kind == "taken back")
+        return own + [f"{self.text}: {remark.what}: {remark.reason}" for remark in taken_back]
 
 
 @dataclass
@@ -407,8 +415,8 @@ class Report:
         )
 
     def problems(self) -> list[str]:
-        """What went wrong, a line each: passes that were rolled back, and a result that is wrong."""
-        found = [f"{item.text}: {item.reason}" for item in self.passes if item.status == "rolled back"]
+        """What went wrong, a line each: passes that were rolled back, rewrites taken back, and a wrong result."""
+        found = [problem for item in self.passes for problem in item.problems()]
         if self.verification.status == "failed":
             found.append(f"verification: {self.verification.reason}")
         return found

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.matcher import Miss
-from optc.ir.rewriter import Rewriter
+from optc.ir.rewriter import Rewriter, sources
 from optc.ir.targets import Target
 
 #: Places kept per rule, as examples.
@@ -43,7 +43,7 @@ class Evaluator(Protocol):
 class Remark:
     """One thing that a pass did or left alone, with the reason; it goes into the report."""
 
-    kind: str  # "done", "skipped" or "missed"
+    kind: str  # "done", "skipped", "missed" or "taken back": it was wrong
     what: str
     reason: str = ""
 
@@ -186,6 +186,13 @@ class PassContext:
     @property
     def facts(self):
         return self.rewriter.facts
+
+    def is_vetoed(self, rule: str, node: onnx_ir.Node) -> bool:
+        """Whether a rule, or what a pass without rules calls its work, must leave a node alone."""
+        if rule not in self.vetoes:
+            return False
+        names = self.vetoes[rule]
+        return names is None or not names.isdisjoint(sources(node))
 
     def hit(self, rule: str, count: int = 1, place: tuple[str, ...] = ()) -> None:
         """Count an application of a rule, at a node that stands for these nodes of the original model."""

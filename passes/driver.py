@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir
 
+from optc.ir.journal import LimitReached
 from optc.ir.matcher import Miss
 from optc.ir.pattern import join_op
 from optc.ir.rewriter import sources
@@ -72,18 +73,24 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
     off: set[str] = set()
     recent: deque[str] = deque(maxlen=8)
     misses: dict[tuple[str, onnx_ir.Node], Miss] = {}
+    journal = ctx.rewriter.journal
     ctx.rewriter.listeners.append(worklist)
     try:
         while (node := worklist.pop()) is not None:
-            ctx.rewriter.journal.begin()  # at the end of a replay not even a rule that only looks is run any more
+            journal.begin()  # at the end of a replay not even a rule that only looks is run any more
             for rule in index.get((node.domain, node.op_type), ()):
-                if rule.name in off or (rule.name in ctx.vetoes and _is_vetoed(ctx, rule, node)):
+                if rule.name in off or ctx.is_vetoed(rule.name, node):
                     continue
                 ctx.rules[rule.name].tried += 1
+                numbered = len(journal.applications)
                 try:
                     outcome = rule.apply(ctx.rewriter, node)
+                except LimitReached:
+                    raise
                 except Exception as error:
                     error.add_note(f"(rule {rule.name} at {label(node)})")
+                    if len(journal.applications) == numbered:  # so that whoever looks for what failed finds it there
+                        journal.end(rule.name, sources(node), sources(node))
                     raise
                 if isinstance(outcome, Miss):
                     misses[rule.name, node] = outcome
@@ -104,11 +111,6 @@ def apply_rules(ctx: PassContext, rules: Sequence[Rule]) -> int:
         ctx.rewriter.listeners.remove(worklist)
     _keep_misses(ctx, rules, misses)
     return sum(fired.values())
-
-
-def _is_vetoed(ctx: PassContext, rule: Rule, node: onnx_ir.Node) -> bool:
-    names = ctx.vetoes[rule.name]
-    return names is None or not names.isdisjoint(sources(node))
 
 
 def _keep_misses(ctx: PassContext, rules: Sequence[Rule], misses: Mapping[tuple[str, onnx_ir.Node], Miss]) -> None:

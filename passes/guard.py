@@ -9,7 +9,7 @@ not made. What is gone altogether (dead, merged with its equal, folded) is no lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir
@@ -18,28 +18,10 @@ from optc.ir.functions import FUSED_DOMAIN
 from optc.ir.journal import Application
 from optc.ir.rewriter import sources
 from optc.passes.base import Find, Pass, PassContext, all_graphs
+from optc.passes.veto import Veto
 
 #: Pipelines that are run to find out what lost a fusion; the search ends with them.
 _TRIALS = 8
-
-
-@dataclass(frozen=True)
-class Veto:
-    """What a pipeline must not do.
-
-    Attributes:
-        step: The pass, as it stands in the pipeline text.
-        rule: The rule of it; None for the whole pass.
-        names: The nodes of the original model that it must leave alone; None for all.
-    """
-
-    step: str
-    rule: str | None = None
-    names: frozenset[str] | None = None
-
-    @property
-    def what(self) -> str:
-        return self.step if self.rule is None else f"{self.step}/{self.rule}"
 
 
 @dataclass(frozen=True)
@@ -127,9 +109,4 @@ def _pass_name(step: str) -> str:
     return step.partition("{")[0]
 
 
-def kept_away(vetoes: Iterable[Veto]) -> Mapping[str, frozenset[str] | None]:
-    """Rules and the nodes that they must leave alone (None for all), as a pass's context holds them."""
-    return {veto.rule: veto.names for veto in vetoes if veto.rule is not None}
-
-
-__all__ = ["Trial", "Veto", "Watch", "kept_away", "vetoes_for"]
+__all__ = ["Trial", "Watch", "vetoes_for"]

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir
 
 from optc.ir.errors import OptcError, UsageError
-from optc.ir.journal import Journal, LimitReached
+from optc.ir.journal import Application, Journal, LimitReached
 from optc.ir.matcher import Miss
 from optc.ir.rewriter import RULE_KEY, Rewriter, sources
 from optc.ir.targets import Target, suggestion
@@ -28,8 +28,10 @@ from optc.passes.base import (
     RuleRecord,
     all_graphs,
 )
-from optc.passes.guard import Trial, Veto, Watch, kept_away, vetoes_for
+from optc.passes.guard import Trial, Watch, vetoes_for
+from optc.passes.isolate import isolate
 from optc.passes.pipeline import Fixpoint, Pipeline, leaves, print_pass, without
+from optc.passes.veto import Veto, kept_away
 
 #: A numeric check of a model after a pass of a numerics class: None if it is right, else what is wrong.
 Check = Callable[[onnx_ir.Model, Numerics], str | None]
@@ -136,30 +138,68 @@ class PassManager:
         """
         run = _Run(self, model)
         run.pipeline(pipeline)
+        run.finish()
         return PipelineResult(run.ctx.model, list(run.records.values()), run.open_misses(), run.rules)
+
+
+@dataclass
+class _Ran:
+    """One run of a pass.
+
+    Attributes:
+        ctx: What it worked on, and what it had to say.
+        made: Changes of the graph.
+        problem: What it broke; None if nothing.
+        applications: The rewrites that it made.
+        seconds: How long it ran.
+        check_seconds: How long the checks took.
+    """
+
+    ctx: PassContext
+    made: int
+    problem: str | None
+    applications: list[Application]
+    seconds: float
+    check_seconds: float
 
 
 class _Run:
     """The state of one run."""
 
     def __init__(self, manager: PassManager, model: onnx_ir.Model, vetoes: Sequence[Veto] = ()) -> None:
-        self.manager, self.vetoes = manager, vetoes
+        self.manager, self.vetoes = manager, tuple(vetoes)
         self.watch: Watch | None = None
         self.interface = Interface.of(model)
         self.misses: dict[str, list[Miss]] = {}
         self.rules: dict[str, RuleRecord] = {}
         self.ctx = self._context(model)
         self.records: dict[str, PassRecord] = {}
-        self.guilty: set[str] = set()
+        #: Passes (by text) that were rolled back, and single rewrites that were taken back, each with the reason.
+        self.guilty: dict[str, str] = {}
+        self.taken_back: dict[Veto, str] = {}
         self._snapshot: onnx_ir.Model | None = None
         #: Passes (by text) that left the graph as it is since its last change: running them again is pointless.
         self._settled: set[str] = set()
 
-    def _context(self, model: onnx_ir.Model) -> PassContext:
-        rewriter = Rewriter(model, journal=self.manager.journal)
+    def _context(
+        self, model: onnx_ir.Model, vetoes: Sequence[Veto] = (), journal: Journal | None = None
+    ) -> PassContext:
+        rewriter = Rewriter(model, journal=journal or self.manager.journal)
         context = PassContext(rewriter, self.manager.target, self.manager.services, rules=self.rules)
-        context.vetoes = kept_away(self.vetoes)
+        context.vetoes = kept_away((*self.vetoes, *vetoes))
         return context
+
+    def finish(self) -> None:
+        """Let the records say what was taken back, whatever became of the records on the way."""
+        for text, reason in self.guilty.items():
+            record = self._record(text)
+            record.status, record.reason = "rolled back", reason
+        for veto, reason in self.taken_back.items():
+            self._record(veto.step).remarks.append(Remark("taken back", str(veto), reason))
+
+    def _record(self, text: str) -> PassRecord:
+        name = text.partition("{")[0]
+        return self.records.setdefault(text, PassRecord(name, text, Numerics.EXACT))
 
     def pipeline(self, pipeline: Pipeline) -> None:
         """Run a whole pipeline; what stands before a fusing pass is guarded."""
@@ -174,7 +214,7 @@ class _Run:
     def _guarded(self, items: Pipeline, fuse: Pass) -> None:
         """Run the passes up to a fusing one; again without what loses fusions, if anything does."""
         journal = self.manager.journal
-        if self._name_nodes() or self._snapshot is None:
+        if _name_nodes(self.ctx.model, self.ctx.rewriter) or self._snapshot is None:
             self._snapshot = self.ctx.model.clone()
         before, numbered = self._snapshot, len(journal.applications)
         records, settled = copy.deepcopy(self.records), set(self._settled)
@@ -182,12 +222,14 @@ class _Run:
         self.watch.look(self.ctx)
         self.items(items)
         first = self._outcome()
-        if not first.lost:
+        if not first.lost or print_pass(fuse) in self.guilty:
             self.watch = None
             return
 
         def trial(vetoes: Sequence[Veto]) -> Trial:
-            run = _Run(PassManager(self.manager.target, self.manager.services), before.clone(), vetoes)
+            manager = PassManager(self.manager.target, self.manager.services)
+            run = _Run(manager, before.clone(), (*self.vetoes, *vetoes))
+            run.guilty = self.guilty
             run.watch = Watch(fuse, dict(self.watch.finds) if self.watch else {})
             run.items(items)
             return run._outcome()
@@ -197,24 +239,15 @@ class _Run:
         self.watch = None
         if not vetoes:
             return
-        del journal.applications[numbered:]
-        self.records, self._settled, self.vetoes = records, settled, vetoes
+        journal.resume(numbered, ())
+        self.records, self._settled, self.vetoes = records, settled, (*self.vetoes, *vetoes)
         self.ctx, self._snapshot = self._context(before.clone()), before
         self.items(items)
         ops = Counter(find.op for find in first.lost)
         lost = ", ".join(f"{count} x {op}" for op, count in sorted(ops.items()))
         for veto in vetoes:
             reason = f"kept back by the guard of fusions: it would have lost {lost}"
-            name = veto.step.partition("{")[0]
-            record = self.records.setdefault(veto.step, PassRecord(name, veto.step, Numerics.EXACT))
-            record.remarks.append(Remark("skipped", veto.rule or "all of it", reason))
-
-    def _name_nodes(self) -> bool:
-        """Give every node a name, by which it is known when it has become something else; whether any had none."""
-        unnamed = [node for graph in all_graphs(self.ctx.model) for node in graph if not node.name]
-        for node in unnamed:
-            node.name = self.ctx.rewriter.fresh_name(node.op_type)
-        return bool(unnamed)
+            self._record(veto.step).remarks.append(Remark("skipped", veto.rule or "all of it", reason))
 
     def _outcome(self) -> Trial:
         lost = self.watch.lost(self.ctx.model) if self.watch is not None else frozenset()
@@ -247,36 +280,18 @@ class _Run:
         if self._snapshot is None:
             self._snapshot = self.ctx.model.clone()
         record.runs += 1
-        before = count_nodes(self.ctx.model)
-        rewriter, changes = self.ctx.rewriter, self.ctx.rewriter.changes
-        self.ctx.hits, self.ctx.places, self.ctx.misses = {}, {}, {}
-        self.ctx.remarks, self.ctx.decisions, self.ctx.ledger, self.ctx.attempts = [], [], [], []
-        journal.step, numbered = text, len(journal.applications)
-        start = time.perf_counter()
-        try:
-            item.run(self.ctx)
-            problem = None
-        except LimitReached:
-            problem = None
-        except OptcError as error:
-            if self.manager.strict or isinstance(error, UsageError):
-                raise
-            problem = " ".join([str(error), *getattr(error, "__notes__", ())])
-        except Exception as error:  # a pass, ours or a plugin's, may fail in any way; the compile goes on without it
-            if self.manager.strict:
-                raise
-            problem = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
-        record.seconds += time.perf_counter() - start
-        made = self.ctx.rewriter.changes - changes if self.ctx.rewriter is rewriter else 1
-        if made and len(journal.applications) == numbered:
-            journal.end(item.name)  # a pass that is not made of rules counts as one application
-        start = time.perf_counter()
-        if problem is None and made:
-            problem = self._broken(item)
-        record.check_seconds += time.perf_counter() - start
-        if problem is not None:
-            self._roll_back(record, text, problem)
+        before, numbered = count_nodes(self.ctx.model), len(journal.applications)
+        attempt = self._attempt(item, self.ctx)
+        record.seconds += attempt.seconds
+        if attempt.problem is not None:
+            start = time.perf_counter()
+            attempt = self._without_the_guilty(item, attempt, numbered)
+            record.check_seconds += time.perf_counter() - start
+        record.check_seconds += attempt.check_seconds
+        if attempt.problem is not None:
+            self._roll_back(record, text, attempt.problem)
             return False
+        self.ctx = attempt.ctx
         record.remarks.extend(self.ctx.remarks)
         record.decisions.extend(self.ctx.decisions)
         record.ledger.extend(self.ctx.ledger)
@@ -291,15 +306,68 @@ class _Run:
                 if miss.anchor is not None and miss.anchor.graph is not None:
                     miss.anchor = None  # it holds, whatever becomes of the node now
             self.misses[rule] = misses
-        record.changes += made
-        if made:
+        record.changes += attempt.made
+        if attempt.made:
             record.status = "changed"
             self._snapshot = None
             self._settled.clear()
         else:
             self._settled.add(text)
         self.manager.after(self.ctx.model, record)
-        return bool(made)
+        return bool(attempt.made)
+
+    def _attempt(self, item: Pass, ctx: PassContext) -> _Ran:
+        """Run a pass and check what it has made."""
+        rewriter, journal = ctx.rewriter, ctx.rewriter.journal
+        changes, numbered = rewriter.changes, len(journal.applications)
+        ctx.hits, ctx.places, ctx.misses = {}, {}, {}
+        ctx.remarks, ctx.decisions, ctx.ledger, ctx.attempts = [], [], [], []
+        journal.step = print_pass(item)
+        start = time.perf_counter()
+        problem = None
+        try:
+            item.run(ctx)
+        except LimitReached:
+            pass
+        except OptcError as error:
+            if self.manager.strict or isinstance(error, UsageError):
+                raise
+            problem = " ".join([str(error), *getattr(error, "__notes__", ())])
+        except Exception as error:  # a pass, ours or a plugin's, may fail in any way; the compile goes on without it
+            if self.manager.strict:
+                raise
+            problem = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+        seconds = time.perf_counter() - start
+        made = ctx.rewriter.changes - changes if ctx.rewriter is rewriter else 1
+        if made and len(journal.applications) == numbered:
+            journal.end(item.name)  # a pass that is not made of rules counts as one application
+        start = time.perf_counter()
+        if problem is None and made:
+            problem = self._broken(item, ctx.model)
+        check_seconds = time.perf_counter() - start
+        return _Ran(ctx, made, problem, journal.applications[numbered:], seconds, check_seconds)
+
+    def _without_the_guilty(self, item: Pass, failed: _Ran, numbered: int) -> _Ran:
+        """The same pass without the rewrites that are to blame, if they can be told; else what has failed."""
+        journal = self.manager.journal
+        if self._snapshot is None or journal.limit is not None or not failed.applications:
+            return failed
+        before = self._snapshot.clone()
+        # Whether this is of use is not known yet: only then are the names given for good.
+        named = _name_nodes(before, failed.ctx.rewriter)
+
+        def again(vetoes: Sequence[Veto], limit: int | None) -> _Ran:
+            return self._attempt(item, self._context(before.clone(), vetoes, Journal(limit)))
+
+        found = isolate(again, again((), None) if named else failed, item.name)
+        if found is None:
+            return failed
+        attempt, taken_back = found
+        journal.resume(numbered, attempt.applications)
+        attempt.ctx.rewriter.journal = journal
+        self.vetoes = (*self.vetoes, *taken_back)
+        self.taken_back.update(taken_back)
+        return attempt
 
     def open_misses(self) -> dict[str, list[Miss]]:
         """The misses; of those at nodes that went during the pass, only what is there in other nodes, and not fused."""
@@ -316,22 +384,30 @@ class _Run:
 
         return {rule: [miss for miss in misses if is_open(miss)] for rule, misses in self.misses.items()}
 
-    def _broken(self, item: Pass) -> str | None:
-        problems = verify_structure(self.ctx.model) or self.interface.differences(Interface.of(self.ctx.model))
+    def _broken(self, item: Pass, model: onnx_ir.Model) -> str | None:
+        problems = verify_structure(model) or self.interface.differences(Interface.of(model))
         if problems:
             return f"it left an invalid graph: {problems[0]}"
         if self.manager.check is None:
             return None
         # The model is compared with the original, so what earlier passes were allowed to do counts too.
-        return self.manager.check(self.ctx.model, max(item.numerics, _widest(self.records.values())))
+        return self.manager.check(model, max(item.numerics, _widest(self.records.values())))
 
     def _roll_back(self, record: PassRecord, text: str, problem: str) -> None:
         if self._snapshot is None:
             raise RuntimeError("no snapshot to roll back to")
         # The snapshot is kept: the guard may want to go back to it once more.
         self.ctx = self._context(self._snapshot.clone())
-        self.guilty.add(text)
+        self.guilty[text] = problem
         record.status, record.reason = "rolled back", problem
+
+
+def _name_nodes(model: onnx_ir.Model, rewriter: Rewriter) -> bool:
+    """Give every node a name, by which it is known when it has become something else; whether any had none."""
+    unnamed = [node for graph in all_graphs(model) for node in graph if not node.name]
+    for node in unnamed:
+        node.name = rewriter.fresh_name(node.op_type)
+    return bool(unnamed)
 
 
 def _widest(records: Iterable[PassRecord]) -> Numerics:

@@ -32,7 +32,7 @@ class ControlFlow(Pass):
         pending = [node for graph in all_graphs(ctx.model) for node in graph if node.op_type in _RESOLVERS]
         while pending:
             node = pending.pop()
-            if node.graph is None or node.domain != "":
+            if node.graph is None or node.domain != "" or ctx.is_vetoed("control-flow", node):
                 continue
             with ctx.rewriter.at(node, "control-flow"):
                 inserted = _RESOLVERS[node.op_type](ctx, node)

@@ -37,7 +37,7 @@ def _merge(
             first = seen.get(key)
             if first is None:
                 seen[key] = node
-            elif _pays(node, first):
+            elif _pays(node, first) and not ctx.is_vetoed("cse", node):
                 with ctx.rewriter.at(node, "cse", [first]):
                     for old, new in zip(node.outputs, first.outputs, strict=True):
                         if old.uses() or old.is_graph_output():

@@ -137,7 +137,7 @@ def _apply(ctx: PassContext, plan: Plan, evaluator: Any) -> list[onnx_ir.Node]:
             node = value.producer()
             if node is None or node.graph is None:
                 continue
-            if tensor is None or tensor.nbytes > plan.allowed(value):
+            if tensor is None or tensor.nbytes > plan.allowed(value) or ctx.is_vetoed("fold", node):
                 failed.extend(_culprits(ctx, plan, value, evaluator) or [node])
                 continue
             shape = ctx.facts.shape(value)

@@ -49,7 +49,7 @@ def _hoist(ctx: PassContext, loop: onnx_ir.Node, body: onnx_ir.Graph) -> None:
     rw = ctx.rewriter
     runs = _runs(ctx, loop, body)
     for node in list(body):
-        if not _may_leave(ctx, node, body, runs):
+        if ctx.is_vetoed("loop-invariant", loop) or not _may_leave(ctx, node, body, runs):
             continue
         with rw.at(loop, "loop-invariant", [node]):
             own = {

@@ -83,7 +83,7 @@ def _merge(ctx: PassContext, graph: onnx_ir.Graph, known: ChainMap, merged: list
         shape_node = in_region(ctx, node)
         for value in node.outputs:
             first = _note(ctx, value, known)
-            if first is value or not shape_node or value.is_graph_output():
+            if first is value or not shape_node or value.is_graph_output() or ctx.is_vetoed("equal-contents", node):
                 continue
             with ctx.rewriter.at(node, "equal-contents"):
                 ctx.rewriter.replace(value, first)

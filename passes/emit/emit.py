@@ -51,7 +51,8 @@ class Emit(Pass):
         unclaimed: Counter[tuple[str, str]] = Counter()
         while pending:
             call = pending.pop(0)
-            choice = choose(ctx, call, self.slow)
+            vetoed = ctx.is_vetoed(call.metadata_props.get(RULE_KEY, "emit"), call)
+            choice = "it was taken back" if vetoed else choose(ctx, call, self.slow)
             if isinstance(choice, str):
                 unclaimed[f"{call.op_type} ({_type_name(ctx, call)})", choice] += 1
                 pending[:0] = _unfuse(ctx.rewriter, call)

@@ -15,6 +15,7 @@ import onnx_ir
 
 from optc.environment import Environment
 from optc.ir.rewriter import RULE_KEY, Rewriter
+from optc.passes.base import Pass
 from optc.passes.rule import NodeRule
 from optc.passes.rule_pass import rule_pass
 from optc.plugins import environment
@@ -206,15 +207,32 @@ def _used(model: onnx.ModelProto) -> set[str]:
     return {name for node in model.graph.node for name in node.input} - made
 
 
+def _afresh(rw: Rewriter, node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """The node once more as it is: right, and easy to count."""
+    rules = node.metadata_props.get(RULE_KEY, "")
+    if "afresh" in rules.split(",") or len(node.outputs) > 1:
+        return None
+    new = again(rw, node)
+    new.producer().metadata_props[RULE_KEY] = f"{rules},afresh"
+    return new
+
+
+#: A right rule that fires once at every node of many operators: what is left of it is what was not taken back.
+AFRESH = NodeRule("afresh", frozenset(root for rule in BUGS.values() for root in rule.ops), _afresh)
+
 PASSES: Mapping[str, type] = {name: rule_pass(f"planted-{name}", rule) for name, rule in BUGS.items()}
 
 
 def planted(name: str, behind: str = "simplify") -> Environment:
     """The built-in passes, and one that holds a wrong rule, behind another one."""
+    return planted_pass(PASSES[name], behind)
+
+
+def planted_pass(item: type[Pass], behind: str = "simplify") -> Environment:
+    """The built-in passes, and another one behind one of them."""
     made = environment()
-    module = sys.modules[__name__]
-    attribute = f"PASS_{name}".replace("-", "_")
-    setattr(module, attribute, PASSES[name])
-    made.passes.add(f"planted-{name}", f"{__name__}:{attribute}", "a test")
-    made.placements[f"planted-{name}"] = ("after", behind)
+    attribute = f"PASS_{item.name}".replace("-", "_")
+    setattr(sys.modules[__name__], attribute, item)
+    made.passes.add(item.name, f"{__name__}:{attribute}", "a test")
+    made.placements[item.name] = ("after", behind)
     return made

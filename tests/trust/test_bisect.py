@@ -35,11 +35,8 @@ def test_there_are_thirty_and_the_model_is_right_without_them() -> None:
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_rolled_back_by_name_and_found(name: str) -> None:
+def test_a_planted_bug_is_found(name: str) -> None:
     model, environment = yard(), planted(name)
-    report = optc.compile(model, environment=environment).report
-    assert report.verification.status == "passed"
-    assert [entry.name for entry in report.passes if entry.status == "rolled back"] == [f"planted-{name}"]
     culprit = bisect(model, environment=environment)
     assert culprit is not None
     assert culprit.application.rule == name
