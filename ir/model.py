@@ -19,7 +19,7 @@ import onnx_ir
 from google.protobuf import json_format, text_format
 from onnx_ir import serde
 
-from optc.ir import wire
+from optc.ir import tensor_protos, wire
 from optc.ir.errors import ModelError
 from optc.ir.mapped import MappedFile, MappedTensor, named
 from optc.ir.verify import subgraphs, verify_structure
@@ -31,6 +31,9 @@ DECLARED_OUTPUTS = "optc.declared_outputs"
 
 #: File name endings of ONNX's text forms, as ``onnx.load`` knows them.
 _TEXT_SUFFIXES = {".onnxtxt", ".onnxtext", ".textproto", ".json", ".prototxt", ".pbtxt", ".onnxjson"}
+
+#: No domain will have a higher one; onnx looks schemas up by 32-bit numbers.
+_LARGEST_VERSION = 2**31 - 1
 
 
 def load(source: ModelSource) -> onnx_ir.Model:
@@ -181,6 +184,12 @@ def _refuse_unsupported(proto: onnx.ModelProto, where: str) -> None:
             where=where,
             hint="store these weights as dense tensors",
         )
+    for imported in (*proto.opset_import, *(entry for f in proto.functions for entry in f.opset_import)):
+        if not 0 < imported.version <= _LARGEST_VERSION:
+            raise ModelError(f"it imports version {imported.version} of domain {imported.domain!r}", where=where)
+    for tensor in tensor_protos.tensors_of(proto):
+        if (wrong := tensor_protos.problem(tensor)) is not None:
+            raise ModelError(f"tensor {tensor.name!r} {wrong}", where=where)
     if proto.training_info:
         raise ModelError("training information is not supported", where=where, hint="export the inference model")
 

@@ -21,6 +21,7 @@ import onnx_ir
 
 from optc.ir.errors import ModelError, OutputError
 from optc.ir.model import ModelSource, load
+from optc.ir.records import record
 from optc.ir.saving import save
 from optc.machine import file_digest, versions
 from optc.options import Options
@@ -126,8 +127,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Reproducer, onnx_ir.M
         if not isinstance(data, dict) or data.pop("form", None) != FORM:
             raise ModelError("another version of optc wrote this reproducer", where=str(path))
         try:
-            found = Reproducer(**data)
-        except TypeError as error:
+            found = record(Reproducer, data)
+        except ValueError as error:
             raise ModelError(f"this reproducer is damaged ({error})", where=str(path)) from error
         inside = Path(folder) / _MODEL
         yield found, load(inside if inside.exists() else _origin(found, path))

@@ -15,7 +15,9 @@ the samples of all ``.npz`` files in it, in order of their names.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +27,12 @@ from optc.backends.base import ValueSpec
 from optc.ir.errors import DataError
 
 Sample = dict[str, np.ndarray]
+
+#: What NumPy and zipfile raise at damaged files; a header may be no Python, or promise more than memory holds.
+_UNREADABLE = (
+    *(OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, NotImplementedError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
 
 
 def load_samples(path: str | Path, specs: Sequence[ValueSpec]) -> list[Sample]:
@@ -103,8 +111,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 "this is a single array without a name", where=str(path), hint="write it with numpy.savez instead"
             )
         with archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return {name: _array(archive, name) for name in archive.files}
+    except _UNREADABLE as error:
         if isinstance(error, FileNotFoundError):
             raise DataError("no such file", where=str(path), hint="check the path") from error
         raise DataError(
@@ -112,6 +120,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             where=str(path),
             hint="write it with numpy.savez; objects and pickles are refused",
         ) from error
+
+
+def _array(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """A member, if it is an array."""
+    array = archive[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name!r} is no array")
+    return array
 
 
 def _cut(arrays: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], where: str) -> list[Sample]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import struct
 import tempfile
@@ -21,6 +22,7 @@ import numpy as np
 
 from optc.backends.triton.plan import Plan
 from optc.ir.errors import BackendError, OutputError
+from optc.ir.records import record
 
 #: Version of the format. A reader refuses what is newer.
 FORMAT = 1
@@ -68,25 +70,52 @@ class Artifact:
             data = (self.path / name).read_bytes()
         except OSError as error:
             raise _damaged(self.path, f"{name} is missing") from error
-        if entry is None or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        if entry is None or hashlib.sha256(data).hexdigest() != entry.get("sha256"):
             raise _damaged(self.path, f"{name} is not what was written (its digest differs)")
         return data
 
     def weights(self) -> dict[str, np.ndarray]:
-        """All weights by name; they are mapped, not read."""
+        """All weights by name; they are mapped, not read.
+
+        Raises:
+            BackendError: The file is damaged.
+        """
         path = self.path / WEIGHTS
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
-        kinds = {name: kind for name, kind in _SAFETENSORS.values()}
-        found = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, stop = entry["data_offsets"]
-                raw = data[8 + length + start : 8 + length + stop]
-                found[name] = raw.view(kinds[entry["dtype"]]).reshape(entry["shape"])
-        return found
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if not 2 <= length <= size - 8:
+                    raise ValueError(f"its header has {length} bytes")
+                header = json.loads(stream.read(length).decode())
+            if not isinstance(header, dict):
+                raise ValueError("its header is no object")
+            tensors = {name: record(_Entry, entry) for name, entry in header.items() if name != "__metadata__"}
+            data = np.memmap(path, np.uint8, "r")[8 + length :]
+            return {name: entry.view(data) for name, entry in tensors.items()}
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged(self.path, f"{WEIGHTS} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the header of the weights says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+    def view(self, data: np.ndarray) -> np.ndarray:
+        """The tensor in the bytes behind the header; raises ValueError where it is not there."""
+        start, stop = self.data_offsets
+        kind = next((np.dtype(kind) for name, kind in _SAFETENSORS.values() if name == self.dtype), None)
+        if kind is None:
+            raise ValueError(f"elements of type {self.dtype!r}")
+        if min(self.shape, default=0) < 0 or stop - start != math.prod(self.shape) * kind.itemsize:
+            raise ValueError(f"shape {list(self.shape)} in {stop - start} bytes")
+        if not 0 <= start <= stop <= data.size:
+            raise ValueError(f"it ends at {data.size}, a tensor at {stop}")
+        return data[start:stop].view(kind).reshape(self.shape)
 
 
 class Writer:
@@ -182,7 +211,7 @@ def open_artifact(path: Path) -> Artifact:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
     except OSError as error:
         raise _damaged(path, f"{MANIFEST} is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"{MANIFEST} is no JSON") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise _damaged(path, f"{MANIFEST} does not say which format this is")
@@ -192,18 +221,29 @@ def open_artifact(path: Path) -> Artifact:
             where=str(path),
             hint="run it with the optc that made it, or a newer one",
         )
-    for name, entry in manifest.get("files", {}).items():
-        file = path / name
-        if not file.is_file():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        raise _damaged(path, f"{MANIFEST} does not say which files there are")
+    for name, entry in files.items():
+        size = _size(path / name)
+        if size is None or Path(name).is_absolute() or ".." in Path(name).parts:
             raise _damaged(path, f"{name} is missing")
-        if file.stat().st_size != entry["bytes"]:
-            raise _damaged(path, f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+        if size != entry.get("bytes"):
+            raise _damaged(path, f"{name} has {size} bytes instead of {entry.get('bytes')}")
     unchecked = Artifact(path, manifest, Plan((), (), (), {}, ()))
     try:
         plan = Plan.from_json(unchecked.read(PLAN).decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"{PLAN} cannot be read: {error}") from error
     return Artifact(path, manifest, plan)
+
+
+def _size(file: Path) -> int | None:
+    """The bytes of a file; None if there is none of that name."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def _damaged(path: Path, what: str) -> BackendError:

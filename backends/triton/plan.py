@@ -6,16 +6,17 @@ Every size is an expression over the symbolic dims of the model's inputs, in the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import onnx_ir
 
 from optc.backends.base import ValueSpec
-from optc.ir.dims import evaluate, parse
+from optc.ir.dims import evaluate, parse, symbols
 from optc.ir.errors import DataError
+from optc.ir.records import record
 
 Role = Literal["input", "output", "weight", "temporary"]
 #: Bytes of an element of a memory type.
@@ -177,32 +178,11 @@ class Plan:
         Raises:
             ValueError: It is no plan.
         """
-        data = json.loads(text)
-        try:
-            kernels = {
-                name: _read(
-                    KernelEntry,
-                    {
-                        **entry,
-                        "variants": {arch: _read(Variant, variant) for arch, variant in entry["variants"].items()},
-                    },
-                )
-                for name, entry in data["kernels"].items()
-            }
-            launches = tuple(
-                _read(Launch, {**launch, "args": tuple(_read(Argument, a) for a in launch["args"])})
-                for launch in data["launches"]
-            )
-            return cls(
-                inputs=tuple(_read(Tensor, tensor) for tensor in data["inputs"]),
-                outputs=tuple(_read(Tensor, tensor) for tensor in data["outputs"]),
-                buffers=tuple(_read(Buffer, buffer) for buffer in data["buffers"]),
-                kernels=kernels,
-                launches=launches,
-                ranges={name: (low, high) for name, (low, high) in data["ranges"].items()},
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a plan: {error!r}") from error
+        plan = record(cls, json.loads(text))
+        problem = next(_problems(plan), None)
+        if problem is not None:
+            raise ValueError(f"not a plan: {problem}")
+        return plan
 
     def specs(self) -> tuple[ValueSpec, ...]:
         """The inputs to feed."""
@@ -252,8 +232,15 @@ def spec_of(tensor: Tensor) -> ValueSpec:
 
 
 def number(expression: str, bindings: Mapping[str, int]) -> int:
-    """The value of a size."""
-    return int(expression) if expression.isdecimal() else evaluate(parse(expression), bindings)
+    """The value of a size.
+
+    Raises:
+        DataError: It has none.
+    """
+    try:
+        return int(expression) if expression.isdecimal() else evaluate(parse(expression), bindings)
+    except (ArithmeticError, KeyError, ValueError) as error:
+        raise DataError(f"the size {expression!r} cannot be computed") from error
 
 
 def nbytes(buffer: Buffer, bindings: Mapping[str, int]) -> int:
@@ -268,9 +255,22 @@ def nbytes(buffer: Buffer, bindings: Mapping[str, int]) -> int:
     return count * ITEM_SIZE[buffer.type]
 
 
-def _read(kind: Any, data: Mapping[str, Any]) -> Any:
-    """A dataclass from JSON, lists as tuples; unknown keys are refused."""
-    known = {item.name for item in fields(kind)}
-    if set(data) - known:
-        raise TypeError(f"{kind.__name__} has no {sorted(set(data) - known)}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+def _problems(plan: Plan) -> Iterator[str]:
+    """What does not fit together: types, sizes and buffers that there are not."""
+    known = set(plan.dims)
+    for tensor in (*plan.inputs, *plan.outputs):
+        if tensor.dtype not in onnx_ir.DataType.__members__ or not 0 <= tensor.buffer < len(plan.buffers):
+            yield f"{tensor.name} is of an unknown type, or in no buffer"
+    for buffer in plan.buffers:
+        if buffer.type not in ITEM_SIZE:
+            yield f"memory of type {buffer.type!r}"
+    sizes = [buffer.elements for buffer in plan.buffers]
+    sizes += [dim for tensor in plan.outputs for dim in tensor.shape]
+    sizes += [size for launch in plan.launches for size in launch.sizes.values()]
+    for size in sizes:
+        if not size.isdecimal() and not symbols(parse(size)) <= known:
+            yield f"the size {size!r} is of dims that no input has"
+    for launch in plan.launches:
+        places = [*launch.reads, *launch.writes, *(a.buffer for a in launch.args if a.buffer is not None)]
+        if launch.kernel not in plan.kernels or not all(0 <= place < len(plan.buffers) for place in places):
+            yield f"a launch of {launch.kernel!r} has no kernel, or uses buffers that there are not"

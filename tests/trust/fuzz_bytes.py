@@ -1,143 +1,114 @@
-"""Attack the loaders with damaged files:  python -m tests.trust.fuzz_bytes --count 1000000 [--seed 0]
+"""Attack all that reads files with damaged ones:  python -m tests.trust.fuzz_bytes --count 1000000 [--seed 0]
 
-Models and reproducers are cut, spliced and flipped; loading one must succeed or be refused with an error of
-ours, in bounded time and memory, and never end the process. The exit code is 1 if one does anything else.
+Models, their external data, artifacts, calibration samples, reproducers, pipelines, tables of targets and texts of
+sizes are flipped, cut, spliced, and damaged in their structure. Reading one must succeed or be refused with an error
+of ours, in bounded time and memory, and never end the process. The exit code is 1 if one does anything else.
+
+A seed is one input: ``--seed 4711 --count 1 --keep FOLDER`` makes that one again and writes it down.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import multiprocessing
 import random
 import resource
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
-
-from optc import reproducer
 from optc.ir.errors import OptcError
-from optc.ir.model import load
-from optc.ir.verify import verify_structure
-from optc.options import Options
 
-from .graphs import graph
+from .children import Death, attempts
+from .loaders import LOADERS
 
-_CHUNK = 2000
-_SECONDS_PER_CHUNK = 300
-_MEMORY = 6 << 30
-#: Numbers that sizes, offsets and enumerations are damaged with.
-_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+_BATCH = 4000
+_SECONDS = 10.0
+#: Address space that reading damaged files may take; the files are smaller than a hundredth of a percent of it.
+_MEMORY = 1 << 30
+_REPORT_EVERY = 50_000
 
 
-def damaged(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
-    """One to four random damages."""
-    out = bytearray(data)
-    for _ in range(rng.randrange(1, 5)):
-        at = rng.randrange(len(out) + 1)
-        kind = rng.randrange(6)
-        if kind == 0 and out:
-            out[at % len(out)] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            del out[at : at + rng.choice([1, 2, 8, 64, 4096])]
-        elif kind == 2:
-            out[at:at] = _varint(rng.choice(_NUMBERS))
-        elif kind == 3:
-            source = rng.choice(others)
-            start = rng.randrange(len(source))
-            out[at:at] = source[start : start + rng.choice([1, 8, 64, 512])]
-        elif kind == 4 and out:
-            out[at % len(out)] = rng.choice([0, 0x0A, 0x12, 0x7F, 0x80, 0xFF])
-        else:
-            del out[at:]
-    return bytes(out)
+class Attacker:
+    """Makes damaged inputs and reads them; one number is one input."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kinds = list(LOADERS)
+        self._weights = [loader.weight for loader in LOADERS.values()]
+        self._seeds = {name: loader.seeds(folder) for name, loader in LOADERS.items()}
+
+    def input(self, seed: int) -> tuple[str, bytes]:
+        """The name of a loader and what it is given."""
+        rng = random.Random(seed)
+        (kind,) = rng.choices(self._kinds, self._weights)
+        files = self._seeds[kind]
+        return kind, rng.choice(LOADERS[kind].damages)(rng.choice(files), rng, files)
+
+    def __call__(self, seed: int) -> str:
+        """ "loaded", "refused" or what went wrong, with the loader's name before it."""
+        kind, data = self.input(seed)
+        try:
+            LOADERS[kind].read(data, self.folder)
+        except OptcError:
+            return f"{kind}: refused"
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            return f"{kind}: {type(error).__name__} at {where}: {' '.join(str(error).split())[:80]}"
+        return f"{kind}: loaded"
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while True:
-        out.append((number & 0x7F) | (0x80 if number > 0x7F else 0))
-        number >>= 7
-        if not number:
-            return bytes(out)
-
-
-def load_model(path: Path) -> None:
-    verify_structure(load(path))
-
-
-def load_reproducer(path: Path) -> None:
-    with reproducer.opened(path):
-        pass
-
-
-def seeds(folder: Path) -> dict[str, tuple[Callable[[Path], None], list[bytes]]]:
-    """Files to damage, by kind."""
-    models = [graph(seed, 8).SerializeToString() for seed in range(12)]
-    archive = folder / "seed.zip"
-    model = load(onnx.load_from_string(models[0]))
-    reproducer.write(archive, model, options=Options(), pipeline="dce", problems=["x"])
-    return {"onnx": (load_model, models), "reproducer.zip": (load_reproducer, [archive.read_bytes()])}
-
-
-def attack(seed: int, count: int) -> Counter[str]:
-    """Load ``count`` damaged files."""
-    seen: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        folder = Path(name)
-        kinds = seeds(folder)
-        for number in range(seed, seed + count):
-            rng = random.Random(number)
-            kind = rng.choices(list(kinds), [9, 1])[0]
-            loader, files = kinds[kind]
-            path = folder / f"damaged.{kind}"
-            path.write_bytes(damaged(rng.choice(files), rng, files))
-            try:
-                loader(path)
-                seen["loaded"] += 1
-            except OptcError:
-                seen["refused"] += 1
-            except Exception as error:
-                seen[f"seed {number}: {type(error).__name__}: {str(error)[:100]}"] += 1
-    return seen
-
-
-def _confine() -> None:
-    """Let a process fail rather than take all memory, and keep warnings about damaged models to itself."""
-    logging.disable()
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+def faults(
+    count: int, seed: int, seen: Counter[str], *, jobs: int = 1, batch: int = _BATCH
+) -> Iterator[tuple[int, str]]:
+    """What was neither read nor refused, by seed; ``seen`` counts what became of all inputs."""
+    memory_backed = Path("/dev/shm")
+    place = memory_backed if memory_backed.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=place) as folder:
+        attacker = Attacker(Path(folder))
+        seeds = range(seed, seed + count)
+        for number, fate in attempts(attacker, seeds, jobs=jobs, batch=_BATCH, seconds=_SECONDS, memory=_MEMORY):
+            what = f"{attacker.input(number)[0]}: {fate}" if isinstance(fate, Death) else fate
+            seen[what] += 1
+            if not what.endswith((": refused", ": loaded")):
+                yield number, what
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="folder for inputs that do harm")
     given = parser.parse_args()
-    total: Counter[str] = Counter()
-    start = time.monotonic()
-    # Fresh processes: one that dies is noticed, and what a parser does not give back is gone.
-    context = multiprocessing.get_context("spawn")
-    for first in range(given.seed, given.seed + given.count, _CHUNK):
-        count = min(_CHUNK, given.seed + given.count - first)
-        with context.Pool(1, _confine) as pool:
-            task = pool.apply_async(attack, (first, count))
-            try:
-                total += task.get(_SECONDS_PER_CHUNK)
-            except multiprocessing.TimeoutError:
-                total[f"seeds {first} to {first + count - 1}: no answer after {_SECONDS_PER_CHUNK} s, or a crash"] += 1
-    bad = {what: times for what, times in total.items() if what not in ("loaded", "refused")}
-    for what in sorted(bad)[:50]:
-        print(what)
-    took = time.monotonic() - start
-    print(
-        f"{given.count} files in {took:.0f} s: {total['loaded']} loaded, {total['refused']} refused, {len(bad)} faults"
-    )
-    return 1 if bad else 0
+    seen: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
+    start, reported = time.monotonic(), 0
+    for first in range(given.seed, given.seed + given.count, _REPORT_EVERY):
+        count = min(_REPORT_EVERY, given.seed + given.count - first)
+        for number, what in faults(count, first, seen, jobs=given.jobs):
+            place = what.rsplit(":", 1)[0]
+            shown[place] += 1
+            if shown[place] <= 3:
+                print(f"seed {number}: {what}", flush=True)
+            if given.keep is not None:
+                given.keep.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory() as folder:
+                    (given.keep / f"{number}.bin").write_bytes(Attacker(Path(folder)).input(number)[1])
+        reported += count
+        took = time.monotonic() - start
+        print(f"{reported} inputs in {took:.0f} s, {reported / took:.0f} a second", flush=True)
+    for kind in LOADERS:
+        loaded, refused = seen[f"{kind}: loaded"], seen[f"{kind}: refused"]
+        total = sum(times for what, times in seen.items() if what.startswith(f"{kind}: "))
+        print(f"  {kind}: {total} inputs, {loaded} loaded, {refused} refused, {total - loaded - refused} faults")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"seeds {given.seed} to {given.seed + given.count - 1}; largest process {peak:.0f} MiB")
+    return 1 if shown else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections import Counter
+from pathlib import Path
 
 import onnx
 import pytest
@@ -10,7 +14,9 @@ import pytest
 from optc.plugins import environment
 
 from . import fuzz, fuzz_bytes
+from .children import Death, attempts
 from .graphs import graph
+from .loaders import LOADERS
 from .planted import BUGS, planted
 
 
@@ -47,6 +53,37 @@ def test_every_pass_is_attacked() -> None:
     assert all(name in text for name in ("fuse", "emit", "fold", "simplify", "cse", "dce", "dedup", "inline", "shapes"))
 
 
+def test_what_is_damaged_was_good(tmp_path: Path) -> None:
+    for loader in LOADERS.values():
+        for data in loader.seeds(tmp_path):
+            loader.read(data, tmp_path)
+
+
 def test_damaged_files_are_refused() -> None:
-    seen = fuzz_bytes.attack(0, 600)
-    assert set(seen) == {"loaded", "refused"}
+    seen: Counter[str] = Counter()
+    assert not list(fuzz_bytes.faults(2000, 0, seen))
+    for kind in LOADERS:
+        assert seen[f"{kind}: loaded"] or seen[f"{kind}: refused"]
+    assert sum(seen.values()) == 2000
+
+
+def test_hangs_crashes_and_greed_are_noticed() -> None:
+    """Attempts that end or stop their process are told of by their seeds, and the others are made all the same."""
+
+    def attempt(seed: int) -> str:
+        if seed == 3:
+            time.sleep(60)
+        if seed == 5:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if seed == 6:
+            try:
+                bytearray(1 << 30)
+            except MemoryError:
+                return "no memory"
+        return "done"
+
+    fates = dict(attempts(attempt, range(8), batch=4, seconds=0.5, memory=1 << 28))
+    assert fates.pop(3) == Death("SIGALRM")
+    assert fates.pop(5) == Death("SIGSEGV")
+    assert fates.pop(6) == "no memory"
+    assert fates == dict.fromkeys((0, 1, 2, 4, 7), "done")
