@@ -33,6 +33,7 @@ from optc.passes.pipeline import Pipeline, leaves, print_pipeline, without
 from optc.plugins import environment as default_environment
 from optc.progress import Progress, Silent
 from optc.report import Report, Verification
+from optc.statistics import Collector
 from optc.verification import Verifier
 
 #: Passes that write a graph for a runtime with a fixed set of kernels; a backend that compiles does without.
@@ -167,7 +168,13 @@ class _Compile:
         verifier = Verifier(original, self.options, measure)
         # A backend that compiles has no integer kernels to write graphs for yet.
         kernels = None if isinstance(self.backend, CompilingBackend) else ort_kernels
-        services = {"evaluator": Evaluator(), "kernels": kernels, "measure": measure, "progress": self.progress}
+        services: dict[str, Any] = {
+            "evaluator": Evaluator(),
+            "kernels": kernels,
+            "measure": measure,
+            "progress": self.progress,
+        }
+        services["statistics"] = Collector(measure, self.progress, self.options.seed)
         result, verification = self._passes(original, verifier, services)
         report = Report.of(
             source=source,

@@ -23,7 +23,7 @@ from optc.ir.errors import DataError, OptcError, UsageError
 from optc.ir.targets import Target
 from optc.options import Options
 from optc.report import Latency
-from optc.samples import Sample, check_sample, load_labelled
+from optc.samples import DataSet, Sample, check_sample, load_labelled
 
 #: Samples on which the error of a candidate is measured; the metric is measured on all.
 _ERROR_SAMPLES = 8
@@ -103,6 +103,11 @@ class Measure:
     def samples(self) -> list[Sample]:
         """Inputs, one dict of arrays per sample."""
         return self._samples_and_labels[0]
+
+    @cached_property
+    def data_set(self) -> DataSet:
+        """The same for statistics, with what tells one set of data from another."""
+        return DataSet(self.samples, real=self.options.calib is not None)
 
     @cached_property
     def references(self) -> list[dict[str, Any]]:

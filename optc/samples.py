@@ -15,10 +15,12 @@ the samples of all ``.npz`` files in it, in order of their names.
 
 from __future__ import annotations
 
+import hashlib
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,35 @@ _UNREADABLE = (
     *(OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, NotImplementedError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
+
+
+class DataSet:
+    """Samples that can be iterated over any number of times.
+
+    Attributes:
+        real: Whether they are the user's; False for inputs drawn from the model's signature.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, real: bool) -> None:
+        self._samples, self.real = samples, real
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all arrays in order."""
+        digest = hashlib.sha256()
+        for sample in self:
+            for name in sorted(sample):
+                array = np.ascontiguousarray(sample[name])
+                data = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+                digest.update(f"{name}|{array.dtype}|{array.shape}|{len(data)}|".encode())
+                digest.update(data)
+        return digest.hexdigest()
 
 
 def load_samples(path: str | Path, specs: Sequence[ValueSpec]) -> list[Sample]:

@@ -154,7 +154,8 @@ class PassContext:
     Attributes:
         rewriter: The only way to change ``model``.
         target: What the result will run on.
-        services: Helpers by name that the driver provides: "evaluator" (an :class:`Evaluator`), "kernels", "measure".
+        services: Helpers by name that the driver provides: "evaluator" (an :class:`Evaluator`), "kernels", "measure",
+            "statistics" (of values over calibration data).
         hits: How often each rule fired.
         places: Names of nodes of the original model where each rule fired, for the first few times.
         rules: The rules that were there to be tried, by name.
