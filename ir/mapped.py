@@ -8,12 +8,18 @@ from __future__ import annotations
 import copy
 import mmap
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx_ir
 
+from optc.ir.errors import OutputError
+
 FileRange = tuple[str, int, int]
+
+#: Tensors in a spool begin at multiples of this.
+_ALIGNMENT = 64
 
 
 class MappedFile:
@@ -29,6 +35,12 @@ class MappedFile:
         """A read-only view of a part of the file."""
         count = int(np.prod(shape, dtype=np.int64))
         return np.frombuffer(self._map, dtype.newbyteorder("<"), count, offset).reshape(shape)
+
+    def release(self, offset: int, length: int) -> None:
+        """Give back the memory that a part's pages take; they are read again from the file when they are needed."""
+        if hasattr(self._map, "madvise"):
+            start = offset - offset % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, offset + length - start)
 
     def in_place(self) -> bool:
         """Whether the file that is mapped is still the one that its path leads to."""
@@ -59,6 +71,48 @@ class MappedTensor(onnx_ir.LazyTensor):
             return onnx_ir.PackedTensor(packed, self.dtype, shape=self.shape, name=self.name)
         array = self.file.array(np.dtype(self.dtype.numpy()), self.offset, self.shape.numpy())
         return onnx_ir.Tensor(array, dtype=self.dtype, name=self.name)
+
+
+class Spool(MappedFile):
+    """A file without a name into which tensors are written that memory should not hold; it goes with the last of them.
+
+    Args:
+        capacity: The most bytes that it can take. Room that is not used takes none on the disk.
+
+    Raises:
+        OutputError: There is no folder for temporary files, or no room in it.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        try:
+            self._file = tempfile.TemporaryFile(prefix="optc-")  # noqa: SIM115  # open as long as its map
+            self._file.truncate(max(capacity, 1))
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise OutputError.of(error, tempfile.gettempdir()) from error
+        self.path, self._end = "", 0
+
+    def in_place(self) -> bool:
+        return False
+
+    def keep(self, tensor: onnx_ir.TensorProtocol) -> MappedTensor:
+        """Write a tensor's contents down; the same tensor, read from there."""
+        offset = self._end
+        try:
+            self._file.seek(offset)
+            self._file.write(tensor.tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise OutputError.of(error, tempfile.gettempdir()) from error
+        self._end = -(-(offset + tensor.nbytes) // _ALIGNMENT) * _ALIGNMENT
+        shape = onnx_ir.Shape(tensor.shape.numpy())
+        return MappedTensor(self, offset, tensor.dtype, shape, tensor.name or "", embedded=True)
+
+
+def release(tensor: onnx_ir.TensorProtocol | None) -> None:
+    """Give back the memory that reading a mapped tensor took; others are left alone."""
+    if isinstance(tensor, MappedTensor):
+        tensor.file.release(tensor.offset, tensor.nbytes)
 
 
 def file_range(tensor: onnx_ir.TensorProtocol | None) -> FileRange | None:

@@ -19,7 +19,7 @@ import onnx_ir
 from onnx_ir import serde
 
 from optc.ir.errors import OutputError
-from optc.ir.mapped import file_range, is_external
+from optc.ir.mapped import file_range, is_external, release
 from optc.ir.model import DECLARED_OUTPUTS
 from optc.ir.wire import encode_varint
 
@@ -214,6 +214,7 @@ def _stream(tensor: onnx_ir.TensorProtocol, out: BinaryIO) -> None:
     place = file_range(tensor)
     if place is None:
         out.write(tensor.tobytes())
+        release(tensor)
         return
     path, offset, left = place
     out.flush()

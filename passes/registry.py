@@ -19,6 +19,7 @@ BUILTIN: dict[str, str] = {
     "emit": "optc.passes.emit.emit:Emit",
     "shapes": "optc.passes.clean.shapes:Shapes",
     "simplify": "optc.passes.clean.simplify:Simplify",
+    "quantize-weights": "optc.passes.compress.weights.quantize_weights:QuantizeWeights",
     "split-projections": "optc.passes.compress.projections:SplitProjections",
     "quantize": "optc.passes.compress.quantize:Quantize",
 }

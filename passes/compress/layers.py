@@ -15,8 +15,9 @@ from optc.ir.facts import Facts
 #: Weights with fewer elements than this are left alone: a kernel of their size costs next to nothing.
 MIN_WEIGHTS = 1 << 12
 
-#: "matmul" is x (..., K) @ W; "conv" is a convolution, a product of image patches of K numbers with W.
-Kind = Literal["matmul", "conv"]
+#: "matmul" is x (..., K) @ W; "conv" is a convolution, a product of image patches of K numbers with W;
+#: "lookup" takes rows of a table, which is a product with rows of an identity.
+Kind = Literal["matmul", "conv", "lookup"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Layer:
     """A node that multiplies by a constant matrix.
 
     Attributes:
-        node: The MatMul, Gemm, FusedMatMul, Conv or FusedConv.
+        node: The MatMul, Gemm, FusedMatMul, Conv, FusedConv or Gather.
         kind: What it does with its input.
         transposed: Whether the weight of a product is stored as (N, K).
-        rows, columns: K and N; for a convolution K is C / groups times the size of the kernel.
+        rows, columns: K and N; for a convolution K is C / groups times the size of the kernel. A table has N rows of K.
         groups: Groups of a convolution; 1 for products.
     """
 
@@ -45,23 +46,28 @@ class Layer:
 
     @property
     def x(self) -> onnx_ir.Value:
-        """The activations, float32 and not constant: (..., K) of rank 2 or more, (B, C, ...) for a convolution."""
-        return self.node.inputs[0]
+        """The activations, float32 and not constant: (..., K) of rank 2 or more, (B, C, ...) for a convolution.
+
+        For a look-up, the indices.
+        """
+        return self.node.inputs[1 if self.kind == "lookup" else 0]
 
     @property
     def weight(self) -> onnx_ir.Value:
         """The constant: (K, N), or (N, K) if ``transposed``, or (N, C / groups, ...) for a convolution."""
-        return self.node.inputs[1]
+        return self.node.inputs[0 if self.kind == "lookup" else 1]
 
     def matrix(self, facts: Facts) -> np.ndarray:
         """The weight as a float32 array of shape (K, N)."""
+        return np.ascontiguousarray(self.by_output(facts).T, dtype=np.float32)
+
+    def by_output(self, facts: Facts) -> np.ndarray:
+        """The weight as (N, K): a view of what is stored, which is not read here."""
         array = facts.const(self.weight)
         assert array is not None
         if self.kind == "conv":
-            array = array.reshape(self.columns, -1).T
-        elif self.transposed:
-            array = array.T
-        return np.ascontiguousarray(array, dtype=np.float32)
+            return array.reshape(self.columns, -1)
+        return array if self.transposed else array.T
 
     def on(self, node: onnx_ir.Node) -> Layer:
         """The same layer in a copy of its graph, where it is ``node``."""
@@ -112,6 +118,17 @@ def _convolution(node: onnx_ir.Node, facts: Facts) -> Layer | None:
     return Layer(node, "conv", False, int(np.prod(rest)), columns, int(_value(node, "group", 1)))
 
 
+def _table(node: onnx_ir.Node, facts: Facts) -> Layer | None:
+    table, indices = node.inputs
+    shape = facts.shape(table)
+    if not facts.is_const(table) or shape is None or len(shape) != 2 or _value(node, "axis", 0) != 0:
+        return None
+    if facts.dtype(table) != onnx_ir.DataType.FLOAT or facts.is_const(indices):
+        return None
+    columns, rows = (int(size) for size in shape)
+    return Layer(node, "lookup", True, rows, columns)
+
+
 def _value(node: onnx_ir.Node, name: str, default: float) -> float:
     attr = node.attributes.get(name)
     return default if attr is None else attr.value
@@ -127,4 +144,5 @@ _READERS: dict[tuple[str, str], Callable[[onnx_ir.Node, Facts], Layer | None]] =
     **dict.fromkeys(_FORMS, _product),
     ("", "Conv"): _convolution,
     ("com.microsoft", "FusedConv"): _convolution,
+    ("", "Gather"): _table,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,20 +81,10 @@ class Codes:
         blocks = (self.codes.astype(np.float32) - zeros) * self.scales[..., None]
         return blocks.reshape(self.rows, -1)[:, : self.columns]
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Codes]) -> Codes:
-        """The codes of a matrix whose rows were quantized in several pieces."""
-        first = parts[0]
-        if len(parts) == 1:
-            return first
-        zeros = None if first.zeros is None else np.concatenate([part.zeros for part in parts])
-        return cls(
-            np.concatenate([part.codes for part in parts]),
-            np.concatenate([part.scales for part in parts]),
-            zeros,
-            first.bits,
-            first.columns,
-        )
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Codes, scales and zero points: what differs from row to row."""
+        return self.codes, self.scales, self.zeros
 
 
 def in_blocks(weight: np.ndarray, block: int) -> np.ndarray:

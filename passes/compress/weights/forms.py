@@ -37,6 +37,7 @@ class Form:
         product: Writes ``x @ W.T`` for x (..., K); returns (..., N). None if it has none.
         lookup: Writes the rows of W at indices; None if it has none.
         opset: The version of the standard operators that it needs.
+        rounds_activations: Whether activations are rounded to 8 bits as they come.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Form:
     product: Callable[[Rewriter, onnx_ir.Value, Codes, str], onnx_ir.Value] | None = None
     lookup: Callable[[Rewriter, onnx_ir.Value, Codes, str], onnx_ir.Value] | None = None
     opset: int = 1
+    rounds_activations: bool = False
 
     def why_not(self, grid: Grid, columns: int) -> str | None:
         """Why weights on a grid, with K = ``columns``, cannot be written in this form; None if they can."""
@@ -203,6 +205,7 @@ def _nbits(name: str, accuracy_level: int) -> Form:
         positive=False,
         block=_power_of_two,
         product=matmul_nbits(accuracy_level),
+        rounds_activations=accuracy_level == 4,
     )
 
 

@@ -1,0 +1,75 @@
+"""What is known of the inputs of layers, as the algorithms want it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from optc.passes.calibration.store import Request, Statistics
+from optc.passes.calibration.views import COLUMNS, Patches, View
+from optc.passes.compress.layers import Layer
+from optc.passes.compress.weights.gptq import Correlation
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of a layer's input: shared by all layers that read it.
+
+    Attributes:
+        gram: X^T X / n, (K, K).
+    """
+
+    gram: np.ndarray
+
+    @cached_property
+    def correlation(self) -> Correlation:
+        """What GPTQ needs, columns of the largest energy first."""
+        return Correlation.of(self.gram, act_order=True)
+
+    @cached_property
+    def energy(self) -> np.ndarray:
+        """The mean square of each channel, (K,) float32."""
+        return np.diagonal(self.gram).astype(np.float32)
+
+    @cached_property
+    def single(self) -> np.ndarray:
+        """The Gram matrix in float32."""
+        return self.gram.astype(np.float32)
+
+
+class KnownInputs:
+    """The inputs of layers, read from statistics when they are needed; only the last one is held.
+
+    Args:
+        statistics: Holds what :func:`gram_request` asks for; None where nothing is known or wanted.
+    """
+
+    def __init__(self, statistics: Statistics | None) -> None:
+        self._statistics = statistics
+        self._last: tuple[Request, Inputs] | None = None
+
+    def of(self, layer: Layer) -> Inputs | str | None:
+        """What is known of a layer's input, or why nothing is; None where there are no statistics at all."""
+        if self._statistics is None:
+            return None
+        request = gram_request(layer)
+        if request is None:
+            return "its input is not rows of numbers"
+        if self._last is None or self._last[0] != request:
+            problem = self._statistics.why_not(request)
+            if problem is not None:
+                return problem
+            self._last = request, Inputs(self._statistics.gram(request.value, request.view))
+        return self._last[1]
+
+
+def gram_request(layer: Layer) -> Request | None:
+    """What is asked of the statistics for one layer; None for what does not multiply rows of its input."""
+    if layer.kind == "lookup" or layer.groups != 1:
+        return None
+    shape = layer.weight.shape
+    patches = layer.kind == "conv" and shape is not None
+    view: View = Patches.of(layer.node, shape.numpy()[2:]) if patches else COLUMNS
+    return Request(layer.x.name or "", gram=True, view=view)
