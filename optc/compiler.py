@@ -29,7 +29,7 @@ from optc.measure import Measure
 from optc.options import Options
 from optc.passes.base import Numerics, Pass
 from optc.passes.manager import PassManager, PassRecord, PipelineResult, skip_passes
-from optc.passes.pipeline import Pipeline, leaves, print_pipeline, without
+from optc.passes.pipeline import Pipeline, leaves, print_pipeline, with_options, without
 from optc.plugins import environment as default_environment
 from optc.progress import Progress, Silent
 from optc.report import Report, Verification
@@ -122,8 +122,9 @@ class _Compile:
             raise UsageError(
                 f"the {self.backend.name} backend builds for one target at a time", hint="--backend=triton for several"
             )
-        self.pipeline: Pipeline = skip_passes(pipeline, list(options.skip))
-        _check_output(options.output)
+        self.pipeline: Pipeline = with_options(skip_passes(pipeline, list(options.skip)), options.of_passes())
+        for path in (options.output, options.save_recipe):
+            _check_output(path)
 
     def run(self, source: ModelSource) -> Result:
         start = time.perf_counter()
@@ -196,6 +197,8 @@ class _Compile:
             self.progress.finish("measure")
         # Last of all: whatever goes wrong or is interrupted before this leaves no file behind.
         artifact = self._emit(result.model) if self.options.output is not None else None
+        if self.options.save_recipe is not None:
+            report.notes.append(_save_recipe(self.options.save_recipe, result.recipe))
         report.finish(artifact, time.perf_counter() - start)
         return Result(result.model, report, artifact.path if artifact else None)
 
@@ -285,6 +288,17 @@ class _Dumps:
         except OSError as error:
             raise OutputError(f"cannot write there: {error.strerror}", where=str(self.folder)) from error
         self.count += 1
+
+
+def _save_recipe(path: Path, recipe: str) -> str:
+    """Write a recipe; a note on it."""
+    if not recipe:
+        return f"no recipe was written to {path}: nothing was compressed"
+    try:
+        path.write_text(recipe, encoding="utf-8")
+    except OSError as error:
+        raise OutputError.of(error, path) from error
+    return f"wrote the recipe {path}: --recipe does the same again, without a search"
 
 
 def _check_shapes(shapes: Mapping[str, int], model: onnx_ir.Model) -> None:

@@ -33,6 +33,10 @@ class Options:
         metric: The user's task metric, a callable or ``module:function``.
         max_drop: How far the metric may fall: a number, or a text like "0.5%" (of the original's value).
         max_error: Relative L2 error of the outputs that lossy passes may cause.
+        objective: What lossy passes are to make small: "latency" (the default) or "size".
+        policy: Which layers may become what: text such as "attention=int8;ffn=int4;last=none", or a .toml file.
+        recipe: A file that pins what every layer becomes; it takes the place of a search.
+        save_recipe: Where to write what was decided, to be given as ``recipe`` another time.
         shapes: Values for symbolic dims, by dim name; used for inputs that are drawn.
         seed: Seed of everything that is drawn.
         measure: Time the result against the original.
@@ -55,6 +59,10 @@ class Options:
     metric: str | Metric | None = None
     max_drop: str | float | None = None
     max_error: float = 0.03
+    objective: str | None = None
+    policy: str | None = None
+    recipe: Path | None = None
+    save_recipe: Path | None = None
     shapes: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     measure: bool = False
@@ -74,7 +82,7 @@ class Options:
         if unknown:
             raise UsageError(f"unknown option {unknown[0]!r}", hint=f"there are: {', '.join(cls.__dataclass_fields__)}")
         values = {name: value for name, value in given.items() if value is not None}
-        for name in ("output", "dump_dir", "reproducer"):
+        for name in ("output", "dump_dir", "reproducer", "recipe", "save_recipe"):
             if name in values:
                 values[name] = Path(values[name])
         if isinstance(values.get("skip"), str):
@@ -107,6 +115,11 @@ class Options:
             if not isinstance(size, numbers.Integral) or size < 0:
                 raise UsageError(f"dim {name!r} cannot be {size!r}")
 
+    def of_passes(self) -> dict[str, str]:
+        """What passes have options of the same name for."""
+        given = {name: getattr(self, name) for name in ("objective", "policy", "recipe")}
+        return {name: str(value) for name, value in given.items() if value is not None}
+
     def allowed_drop(self, reference: float) -> float:
         """How far the metric may fall from the original's value.
 
@@ -131,6 +144,8 @@ _KINDS: dict[str, type] = {
     "backend": str,
     "passes": str,
     "max_error": numbers.Real,
+    "objective": str,
+    "policy": str,
     "shapes": Mapping,
     "seed": numbers.Integral,
     "measure": bool,

@@ -24,6 +24,7 @@ from optc.numeric import Tolerance
 from optc.options import Options
 from optc.passes.base import Numerics
 from optc.passes.manager import PassManager, skip_passes
+from optc.passes.pipeline import with_options
 from optc.progress import Silent
 from optc.verification import Verifier
 
@@ -47,7 +48,9 @@ class Replay:
     def __init__(self, original: onnx_ir.Model, options: Options, environment: Environment) -> None:
         self.original, self.options = original, options
         self._target = find_target(options.target, environment.targets)
-        self._pipeline = skip_passes(environment.pipeline(options.level, options.passes), list(options.skip))
+        self._pipeline = with_options(
+            skip_passes(environment.pipeline(options.level, options.passes), list(options.skip)), options.of_passes()
+        )
         self._measure = Measure(original, self._target, options)
 
     def prefix(self, limit: int | None) -> Prefix:

@@ -104,7 +104,9 @@ class Attempt:
         options: How many layers got which option.
         error: Relative L2 error of the outputs.
         bytes: Bytes of the weights of all layers.
-        speedup: Time without it over time with it; None if it was not timed.
+        seconds: Sum of the times of the layers that have options, each by itself, measured or estimated; None if it
+            is not known.
+        speedup: Time without it over time with it; None if it was not timed as a whole.
         kept: Whether it is the result.
         reason: Why it is outside of the budget; empty if it is inside.
     """
@@ -112,6 +114,7 @@ class Attempt:
     options: dict[str, int]
     error: float
     bytes: int
+    seconds: float | None = None
     speedup: float | None = None
     kept: bool = False
     reason: str = ""
@@ -164,6 +167,7 @@ class PassContext:
         decisions: What lossy passes kept and refused.
         ledger: Every option that lossy passes weighed for every layer.
         attempts: The whole models that lossy passes measured.
+        recipe: What the lossy passes decided, as the text of a file by which it can be done again; empty for none.
         vetoes: Rules that must leave nodes alone, those that stand for these nodes of the original model; None for all.
     """
 
@@ -178,6 +182,7 @@ class PassContext:
     decisions: list[Decision] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    recipe: str = ""
     vetoes: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
 
     @property

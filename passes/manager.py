@@ -70,12 +70,13 @@ class PassRecord:
     decisions: list[Decision] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    recipe: str = ""
 
     def undo(self, reason: str) -> None:
         """Record that nothing of what the pass did is in the result."""
         self.status, self.reason = "rolled back", reason
         self.changes = self.nodes = 0
-        self.hits, self.places = {}, {}
+        self.hits, self.places, self.recipe = {}, {}, ""
         for decision in self.decisions:
             if decision.kept:
                 decision.kept, decision.reason = False, f"taken back: {reason}"
@@ -102,6 +103,11 @@ class PipelineResult:
     records: list[PassRecord]
     misses: dict[str, list[Miss]]
     rules: dict[str, RuleRecord] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> str:
+        """What the lossy pass decided, as a file by which it can be done again; empty for nothing."""
+        return next((record.recipe for record in self.records if record.recipe), "")
 
     @property
     def numerics(self) -> Numerics:
@@ -296,6 +302,7 @@ class _Run:
         record.decisions.extend(self.ctx.decisions)
         record.ledger.extend(self.ctx.ledger)
         record.attempts.extend(self.ctx.attempts)
+        record.recipe = self.ctx.recipe
         record.nodes += count_nodes(self.ctx.model) - before
         for rule, count in self.ctx.hits.items():
             record.hits[rule] = record.hits.get(rule, 0) + count
@@ -321,6 +328,7 @@ class _Run:
         rewriter, journal = ctx.rewriter, ctx.rewriter.journal
         changes, numbered = rewriter.changes, len(journal.applications)
         ctx.hits, ctx.places, ctx.misses = {}, {}, {}
+        ctx.recipe = ""
         ctx.remarks, ctx.decisions, ctx.ledger, ctx.attempts = [], [], [], []
         journal.step = print_pass(item)
         start = time.perf_counter()

@@ -16,7 +16,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,29 @@ def without(items: Pipeline, names: frozenset[str]) -> Pipeline:
         elif item.name not in names:
             kept.append(item)
     return tuple(kept)
+
+
+def with_options(items: Pipeline, options: Mapping[str, Any]) -> Pipeline:
+    """The pipeline with these options set in every pass that has them.
+
+    Raises:
+        UsageError: No pass has one of them.
+    """
+    missing = set(options)
+
+    def changed(item: Item) -> Item:
+        if isinstance(item, Fixpoint):
+            return Fixpoint(item.rounds, tuple(map(changed, item.items)))
+        own = {name: value for name, value in options.items() if name in item.__dataclass_fields__}
+        missing.difference_update(own)
+        return dataclasses.replace(item, **own) if own else item
+
+    result = tuple(map(changed, items))
+    if missing:
+        raise UsageError(
+            f"no pass of the pipeline has the option {sorted(missing)[0]!r}", hint="it belongs to lossy passes: use -O3"
+        )
+    return result
 
 
 def parse_pipeline(text: str, registry: Registry) -> Pipeline:

@@ -54,6 +54,14 @@ from optc.tools.parameters import FILE, common, names, seed_option, shape_option
 @click.option(
     "--max-error", type=float, default=0.03, show_default=True, help="Error budget: relative L2 error of the outputs."
 )
+@click.option("--objective", type=click.Choice(["latency", "size"]), help="What -O3 makes small.  [default: latency]")
+@click.option(
+    "--policy",
+    metavar="RULES",
+    help="Which layers may become what: attention=int8;ffn=int4;last=none, or a .toml file.",
+)
+@click.option("--recipe", type=FILE, help="Do what this file pins, without a search.")
+@click.option("--save-recipe", type=FILE, help="Write what -O3 decided, for --recipe.")
 @click.option(
     "--verify",
     type=click.Choice(["final", "each", "off"]),

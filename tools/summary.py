@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from optc.passes.base import Attempt
 from optc.report import PassReport, Report
 from optc.tools.console import show, table
 from optc.tools.parameters import plural
@@ -35,6 +36,8 @@ def show_summary(report: Report, *, all_passes: bool = False) -> None:
     passes = [item for item in report.passes if all_passes or item.status != "unchanged"]
     if passes:
         show(_passes(passes, all_passes), "")
+    if report.attempts:
+        show(_attempts(report.attempts), "")
     for decision in report.decisions:
         verdict = "kept" if decision.kept else "refused"
         places = f" ({plural(len(decision.where), 'place')})" if decision.where else ""
@@ -46,6 +49,19 @@ def show_summary(report: Report, *, all_passes: bool = False) -> None:
     for note in report.notes:
         show(f"note: {note}")
     show(*report.written())
+
+
+def _attempts(attempts: Sequence[Attempt]) -> object:
+    """What was tried as a whole model, the smallest error first."""
+    rows = []
+    for item in sorted(attempts, key=lambda item: item.error):
+        layers = ", ".join(f"{label} {count}" for label, count in item.options.items())
+        speed = f"{item.speedup:.2f}x" if item.speedup else ""
+        seconds = seconds_text(item.seconds) if item.seconds else ""
+        verdict = Text("kept", "green") if item.kept else Text(item.reason, "yellow")
+        rows.append((layers, f"{item.error:.3g}", size_text(item.bytes), seconds, speed, verdict))
+    heads = ("tried (layers)", "error", "weights", "layers' time", "speed", "")
+    return table(heads, rows, right=heads[1:5])
 
 
 def _change(before: int, after: int, text: object) -> str:

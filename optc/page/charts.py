@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from optc.ir.targets import Target
 from optc.page.markup import table, text
 from optc.page.work import Work
-from optc.passes.base import Decision
+from optc.passes.base import Attempt
 from optc.units import size_text
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 330, 56, 40
@@ -56,22 +56,30 @@ def _attainable(item: Work, target: Target) -> float | None:
     return min(max(target.peak.values()), item.intensity * target.bandwidth)
 
 
-def pareto(decisions: Sequence[Decision], budget: float | None) -> str:
-    """Error against speed of every change that was measured."""
-    points = [(d.error, d.speedup, d) for d in decisions if d.error and d.speedup]
+def pareto(attempts: Sequence[Attempt], budget: float | None) -> str:
+    """Error against time against size of every model that a search measured."""
+    points = [(a.error, a.seconds, a) for a in attempts if a.seconds and 0 < a.error < math.inf]
     if len(points) < 2:
         return ""
     x_axis = _log_axis([x for x, _, _ in points], _LEFT, _WIDTH - 12)
     y_axis = _log_axis([y for _, y, _ in points], _HEIGHT - _BOTTOM, 14)
+    largest = max(attempt.bytes for _, _, attempt in points)
     dots = "".join(
-        _dot(x_axis(x), y_axis(y), 5, f"{d.what}: error {x:.2g}, {y:.2f}x", kind="" if d.kept else "refused")
-        for x, y, d in points
+        _dot(x_axis(x), y_axis(y), 3 + 6 * math.sqrt(a.bytes / largest), _told(a), kind="" if a.kept else "refused")
+        for x, y, a in points
     )
     allowed = f" The budget is {budget}." if budget else ""
     return (
-        f"<figure>{_frame('relative L2 error', 'speed')}{dots}</svg><figcaption>Every change that was measured: "
-        f"kept in colour, refused in grey.{text(allowed)}</figcaption></figure>"
+        f"<figure>{_frame('relative L2 error', 'seconds of all layers')}{dots}</svg><figcaption>Every model that was "
+        f"measured on the way: what was kept in colour, the others in grey; the larger the dot, the larger the weights."
+        f"{text(allowed)}</figcaption></figure>"
     )
+
+
+def _told(attempt: Attempt) -> str:
+    layers = ", ".join(f"{count} {label}" for label, count in attempt.options.items())
+    speed = f", {attempt.speedup:.2f}x as a whole" if attempt.speedup else ""
+    return f"{layers}: error {attempt.error:.2g}, {size_text(attempt.bytes)}{speed}"
 
 
 def _dot(x: float, y: float, radius: float, title: str, label: str = "", kind: str = "") -> str:

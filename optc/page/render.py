@@ -180,7 +180,7 @@ def _decisions(report: Report) -> str:
     ]
     heads = ("technique", "where", "verdict", "error", "speed", "saves", "because")
     budget_text = f"<p>The budget is a relative L2 error of {text(budget)}; every figure is measured.</p>"
-    return budget_text + table(heads, rows, ("error", "speed", "saves")) + pareto(report.decisions, budget)
+    return budget_text + table(heads, rows, ("error", "speed", "saves")) + pareto(report.attempts, budget)
 
 
 def _verification(report: Report) -> str:

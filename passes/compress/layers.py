@@ -12,8 +12,10 @@ import onnx_ir
 
 from optc.ir.facts import Facts
 
-#: Weights with fewer elements than this are left alone: a kernel of their size costs next to nothing.
-MIN_WEIGHTS = 1 << 12
+#: Weights of products with fewer elements than this are left alone: a kernel of their size costs next to nothing. Those
+#: of convolutions are used for many pixels, and a small one left in floats would break a chain of integer ones.
+MIN_WEIGHTS: dict[str, int] = {"matmul": 1 << 12, "conv": 1}
+
 
 #: "matmul" is x (..., K) @ W; "conv" is a convolution, a product of image patches of K numbers with W;
 #: "lookup" takes rows of a table, which is a product with rows of an identity.
@@ -81,7 +83,7 @@ def weighted_layers(
     for node in graph:
         reader = _READERS.get((node.domain, node.op_type))
         layer = reader(node, facts) if reader is not None else None
-        if layer is not None and layer.kind in kinds and layer.rows * layer.columns >= MIN_WEIGHTS:
+        if layer is not None and layer.kind in kinds and layer.rows * layer.columns >= MIN_WEIGHTS[layer.kind]:
             yield layer
 
 

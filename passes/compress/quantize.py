@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, get_args
@@ -13,6 +14,9 @@ from optc.ir.errors import UsageError
 from optc.passes.base import Attempt, Decision, LedgerRow, Numerics, Pass, PassContext
 from optc.passes.compress.dynamic_int8 import DynamicInt8
 from optc.passes.compress.layers import weighted_layers
+from optc.passes.compress.policy import read_policy
+from optc.passes.compress.recipe import Recipe, layers_digest, read_recipe
+from optc.passes.compress.roles import roles_of
 from optc.passes.compress.search import Assignment, Measured, Objective, Outcome, Search
 from optc.passes.compress.techniques import Option, Study, Technique
 
@@ -33,6 +37,8 @@ class Quantize(Pass):
         options: The options to weigh, by patterns of their labels ("int4-*"); all if empty.
         objective: What is to become small: "latency" or "size".
         min_gain: The share of time that the whole model must gain to be worth it.
+        policy: Which layers may become what, see :mod:`optc.passes.compress.policy`.
+        recipe: A file that says what every layer becomes, see :mod:`optc.passes.compress.recipe`; nothing is searched.
     """
 
     name: ClassVar[str] = "quantize"
@@ -42,8 +48,11 @@ class Quantize(Pass):
     options: tuple[str, ...] = ()
     objective: str = "latency"
     min_gain: float = 0.03
+    policy: str = ""
+    recipe: str = ""
 
     def __post_init__(self) -> None:
+        _ = read_policy(self.policy)
         for name in self.techniques:
             if name not in TECHNIQUES:
                 raise UsageError(f"there is no technique {name!r}", hint=f"there are: {', '.join(TECHNIQUES)}")
@@ -64,12 +73,25 @@ class Quantize(Pass):
             none = "the model has no MatMul, Gemm or Conv with constant fp32 weights that is large enough"
             ctx.decide(Decision(self.name, [], False, none))
         elif techniques:
-            search = Search(study, techniques, self._forbidden, objective=self.objective, min_gain=self.min_gain)
-            _Record(self, ctx, study).of(search, search.run())
+            search = Search(study, techniques, self._forbidden(study), self.objective, self.min_gain)
+            _Record(self, ctx, study).of(search, self._outcome(search, study))
 
-    def _forbidden(self, index: int, option: Option) -> str | None:
-        wanted = not self.options or any(fnmatchcase(option.label, pattern) for pattern in self.options)
-        return None if wanted else "it was not asked for"
+    def _outcome(self, search: Search, study: Study) -> Outcome:
+        if not self.recipe:
+            return search.run()
+        recipe = read_recipe(self.recipe)
+        recipe.check(study.layers)
+        return search.pinned(recipe.options)
+
+    def _forbidden(self, study: Study) -> Callable[[int, Option], str | None]:
+        policy, roles = read_policy(self.policy), roles_of(study.layers, study.facts)
+
+        def forbidden(index: int, option: Option) -> str | None:
+            if self.options and not any(fnmatchcase(option.label, pattern) for pattern in self.options):
+                return "it was not asked for"
+            return policy.forbids(option, study.layers[index].name, roles[index])
+
+        return forbidden
 
     def _usable(self, ctx: PassContext, study: Study) -> list[Technique]:
         """The techniques that can be used here; what cannot be is in the decisions."""
@@ -94,6 +116,9 @@ class _Record:
     ctx: PassContext
     study: Study
 
+    def __post_init__(self) -> None:
+        self.digest = layers_digest(self.study.layers)
+
     def of(self, search: Search, outcome: Outcome) -> None:
         """Write the best assignment into the model; fill decisions, attempts and ledger."""
         names = [layer.name for layer in self.study.layers]
@@ -110,13 +135,15 @@ class _Record:
         left = search.write(self.ctx.rewriter, chosen)
         for leftover in left:
             self.ctx.remark("skipped", leftover.node, leftover.reason)
+        labels = {name: option.label for name, option in zip(names, chosen, strict=True) if option is not None}
+        self.ctx.recipe = Recipe(self.digest, labels).text()
         self._decide(outcome.best, before - _weight_bytes(self.ctx.model))
 
     def _decide(self, best: Measured, saved: int) -> None:
         measure, layers = self.study.measure, self.study.layers
         for label in dict.fromkeys(option.label for option in best.assignment if option is not None):
             where = [layer.name for layer, o in zip(layers, best.assignment, strict=True) if o and o.label == label]
-            faster = f"{1 / best.ratio:.2f}x faster on this CPU" if best.ratio else "time is estimated, not measured"
+            faster = f"{1 / best.ratio:.2f}x faster on this CPU" if best.ratio else "not timed as a whole"
             reason = (
                 f"{len(where)} of {len(layers)} layers; with all of it {faster}, "
                 f"error {best.error:.3g} of {measure.max_error:.3g} on {measure.data}"
@@ -130,7 +157,7 @@ class _Record:
         layers = zip(self.study.layers, measured.assignment, strict=True)
         size = sum(o.bytes if o is not None else 4 * layer.rows * layer.columns for layer, o in layers)
         speedup = 1 / measured.ratio if measured.ratio else None
-        return Attempt(dict(labels), measured.error, size, speedup, kept, measured.refused or "")
+        return Attempt(dict(labels), measured.error, size, measured.seconds, speedup, kept, measured.refused or "")
 
     def _fill_ledger(self, outcome: Outcome, chosen: Assignment) -> None:
         for row in outcome.rows:

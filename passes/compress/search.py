@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import onnx_ir
 
+from optc.ir.errors import UsageError
 from optc.ir.rewriter import Rewriter
 from optc.passes.compress.clock import Clock
 from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Technique
@@ -64,6 +65,7 @@ class Measured:
         error: Relative L2 error of the outputs.
         refused: Why it is outside of the budget; None if it is inside.
         leftovers: What came to nothing when it was written.
+        seconds: Sum of the times of the layers that have options, each by itself; None if it is not known.
         ratio: Time of the whole model over that of the model before; None if it was not timed.
     """
 
@@ -71,6 +73,7 @@ class Measured:
     error: float
     refused: str | None
     leftovers: tuple[Leftover, ...] = ()
+    seconds: float | None = None
     ratio: float | None = None
 
 
@@ -112,6 +115,7 @@ class Search:
     settling: float = 30.0
     _rows: list[Row] = field(default_factory=list, init=False)
     _candidates: list[list[Row]] = field(default_factory=list, init=False)
+    _bases: dict[int, float] = field(default_factory=dict, init=False)
     _gains: list[float] = field(default_factory=list, init=False)
     _judged: dict[Assignment, Measured] = field(default_factory=dict, init=False)
 
@@ -130,6 +134,30 @@ class Search:
         if self.objective == "latency" and winner.ratio is not None and winner.ratio > 1 - self.min_gain:
             return self._outcome(None, f"the whole model is not faster with it: {1 / winner.ratio:.2f}x on this CPU")
         return self._outcome(winner, "")
+
+    def pinned(self, labels: Mapping[str, str]) -> Outcome:
+        """What a recipe says, without a search: measured once, and kept if it is inside the budget.
+
+        Args:
+            labels: Labels of options by the layers' names.
+
+        Raises:
+            UsageError: No technique proposes such an option for a layer.
+        """
+        assignment: list[Option | None] = []
+        for index, layer in enumerate(self.study.layers):
+            label = labels.get(layer.name)
+            found: dict[str, Option] = {}
+            for technique in self.techniques if label is not None else ():
+                proposed = technique.propose(self.study, layer)
+                found |= {option.label: option for option in proposed if not isinstance(option, str)}
+            if label is not None and label not in found:
+                hint = f"what it could be: {', '.join(found) or 'nothing'}"
+                raise UsageError(f"the layer {layer.name!r} cannot be {label!r} here", hint=hint)
+            assignment.append(found.get(label) if label is not None else None)
+            self._rows += [Row(index, option.technique, option) for option in assignment[-1:] if option is not None]
+        measured = self._judge(tuple(assignment))
+        return self._outcome(measured if measured.refused is None else None, measured.refused or "")
 
     def _outcome(self, best: Measured | None, reason: str) -> Outcome:
         return Outcome(best, reason, self._rows, list(self._judged.values()))
@@ -165,7 +193,7 @@ class Search:
             saved = float(4 * layer.rows * layer.columns - option.bytes)
             return replace(row, saved=saved, reason="" if saved > 0 else "it is not smaller")
         seconds, base = clock.seconds(layer, option, options), clock.seconds(layer, None, options)
-        saved = base - seconds
+        saved, self._bases[index] = base - seconds, base
         how = "takes" if clock.measures else "is estimated to take"
         slow = "" if saved > base * _NOISE else f"it {how} {seconds / base:.2f} of the time that the layer takes now"
         return replace(row, seconds=seconds, saved=saved, reason=slow)
@@ -252,8 +280,17 @@ class Search:
         if assignment not in self._judged:
             model, leftovers = self.build(assignment)
             judgement = self.study.measure.judge(model)
-            self._judged[assignment] = Measured(assignment, judgement.error, judgement.reason, leftovers)
+            seconds = self._layer_seconds(assignment)
+            self._judged[assignment] = Measured(assignment, judgement.error, judgement.reason, leftovers, seconds)
         return self._judged[assignment]
+
+    def _layer_seconds(self, assignment: Assignment) -> float | None:
+        """Sum of the times of all layers that have options, each by itself; None where they were not timed."""
+        timed = {(row.layer, row.option): row.seconds for row in self._rows} | {
+            (index, None): seconds for index, seconds in self._bases.items()
+        }
+        seconds = [timed.get((index, option)) for index, option in enumerate(assignment) if index in self._bases]
+        return sum(filter(None, seconds)) if seconds and None not in seconds else None
 
     # -- whole models -----------------------------------------------------------------------------------------------
 

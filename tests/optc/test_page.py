@@ -21,7 +21,7 @@ from optc.ir.targets import builtin_targets
 from optc.page import render
 from optc.page.picture import picture
 from optc.page.work import work
-from optc.passes.base import Decision
+from optc.passes.base import Attempt, Decision
 from optc.tools import report as report_command
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -134,6 +134,7 @@ def test_a_search_shows_its_budget() -> None:
     result = optc.compile(CNN)
     for kept, error in ((True, 0.01), (False, 0.2)):
         result.report.decisions.append(Decision("int8", ["head"], kept, "measured", error, 1.5 + error, 100))
+        result.report.attempts.append(Attempt({"int8": 1}, error, 100, 0.1 + error, 1.5, kept))
     text = render(result.report, load(CNN), result.model, builtin_targets()["cpu"], {"batch": 1})
     assert "Error budget" in text
     assert "dot refused" in text

@@ -1,0 +1,88 @@
+"""What a search found, pinned: a file that says which layer becomes what, so that it need not be searched again.
+
+A recipe is TOML: the digest of the layers that it was made for, and one line per layer that changes. It is replayed
+with the same model, options of the passes before it, and calibration data::
+
+    version = 1
+    layers = "sha256:..."
+
+    [options]
+    "encoder.layer.0.ffn.MatMul" = "dynamic-int8"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optc.ir.errors import UsageError
+from optc.passes.compress.layers import Layer
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which layer becomes what.
+
+    Attributes:
+        digest: Of the layers that it was made for, see :func:`layers_digest`.
+        options: Labels of options by the layer's name.
+        where: The file, for errors.
+    """
+
+    digest: str
+    options: Mapping[str, str]
+    where: str | None = None
+
+    def check(self, layers: Sequence[Layer]) -> None:
+        """Raise UsageError if it was made for other layers."""
+        unknown = sorted(set(self.options) - {layer.name for layer in layers})
+        if unknown:
+            raise UsageError(f"the model has no layer {unknown[0]!r}", where=self.where, hint=_AGAIN)
+        if self.digest != layers_digest(layers):
+            raise UsageError("the recipe was made for another model", where=self.where, hint=_AGAIN)
+
+    def text(self) -> str:
+        """The file's contents."""
+        # JSON's strings are TOML's basic strings.
+        lines = [
+            f"{json.dumps(name, ensure_ascii=False)} = {json.dumps(label)}" for name, label in self.options.items()
+        ]
+        return "\n".join([f"version = {VERSION}", f'layers = "{self.digest}"', "", "[options]", *lines, ""])
+
+
+_AGAIN = "a recipe fits one model after the same passes; search again with --save-recipe"
+
+
+def layers_digest(layers: Sequence[Layer]) -> str:
+    """What tells layers from those of another model: their names, kinds and sizes."""
+    text = json.dumps([(layer.name, layer.kind, layer.rows, layer.columns, layer.groups) for layer in layers])
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        UsageError: The file cannot be read, is no recipe, or is of a newer version.
+    """
+    where = str(path)
+    try:
+        table = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"the recipe cannot be read: {error.strerror}", where=where) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"not a recipe: {error}", where=where) from error
+    options, digest = table.get("options"), table.get("layers")
+    if not isinstance(options, dict) or not isinstance(digest, str) or not isinstance(table.get("version"), int):
+        raise UsageError("not a recipe: it lacks version, layers or options", where=where)
+    if table["version"] > VERSION:
+        raise UsageError(f"the recipe is of version {table['version']}", where=where, hint="update optc")
+    if not all(isinstance(label, str) for label in options.values()):
+        raise UsageError("not a recipe: an option is not a text", where=where)
+    return Recipe(digest, options, where)
