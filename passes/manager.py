@@ -360,6 +360,8 @@ class _Run:
         journal = self.manager.journal
         if self._snapshot is None or journal.limit is not None or not failed.applications:
             return failed
+        if item.numerics is Numerics.LOSSY:
+            return failed  # what it does was decided as a whole; it would be decided anew, by another clock
         before = self._snapshot.clone()
         # Whether this is of use is not known yet: only then are the names given for good.
         named = _name_nodes(before, failed.ctx.rewriter)
