@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +20,9 @@ import onnxruntime
 
 from optc.backends.ort_values import is_native, to_ort_value
 from optc.ir.errors import BackendError
-from optc.ir.functions import expanded, has_fused_ops
+from optc.ir.functions import runnable
 from optc.ir.mapped import file_range
+from optc.ir.saving import swapped
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
 
@@ -65,9 +67,7 @@ def loadable(model: ModelLike, base_dir: str | os.PathLike[str] | None = None) -
         model = onnx_ir.from_proto(model)
         if base_dir is not None:
             onnx_ir.external_data.set_base_dir(model.graph, os.path.abspath(base_dir))
-    if has_fused_ops(model):
-        model = expanded(model)
-    return _share(model)
+    return _share(runnable(model))
 
 
 def _serialize(proto: onnx.ModelProto) -> bytes | None:
@@ -80,35 +80,39 @@ def _serialize(proto: onnx.ModelProto) -> bytes | None:
 
 def _share(model: onnx_ir.Model) -> Loadable:
     """Serialize the graph alone; weights in memory are shared, weights in files are referred to."""
-    light = model.clone()
-    for value in [v for v in light.graph.initializers.values() if _is_unused(v)]:
-        del light.graph.initializers[value.name or ""]  # ONNX Runtime drops them first, and then misses them
-    folders = Counter(
-        os.path.abspath(value.const_value.base_dir)
-        for graph in light.graphs()
+    external = [
+        value.const_value
+        for graph in model.graphs()
         for value in graph.initializers.values()
         if isinstance(value.const_value, onnx_ir.ExternalTensor)
-    )
+    ]
+    folders = Counter(os.path.abspath(tensor.base_dir) for tensor in external)
     folder = folders.most_common(1)[0][0] if folders else None
     result = Loadable(b"", config={_FOLDER_KEY: folder} if folder is not None else {})
-    for graph in light.graphs():
+    light: dict[onnx_ir.Value, onnx_ir.TensorProtocol] = {}
+    unused = set()
+    for graph in model.graphs():
         for name, value in graph.initializers.items():
             tensor = value.const_value
             if tensor is None:
                 continue
+            if graph is model.graph and _is_unused(value):
+                unused.add(name)  # ONNX Runtime drops them first, and then misses them
+                light[value] = _placeholder(tensor, name)
+                continue
             if isinstance(tensor, onnx_ir.ExternalTensor) and os.path.abspath(tensor.base_dir) == folder:
                 continue
             # ONNX Runtime takes shared memory for the main graph's initializers only.
-            if graph is light.graph and is_native(tensor.dtype) and _is_big(tensor):
+            if graph is model.graph and is_native(tensor.dtype) and _is_big(tensor):
                 array = tensor.numpy()
                 result.names.append(name)
                 result.values.append(to_ort_value(array, tensor.dtype))
                 result.buffers.append(array)
-                value.const_value = _placeholder(tensor, name)
+                light[value] = _placeholder(tensor, name)
             elif isinstance(tensor, onnx_ir.ExternalTensor) or file_range(tensor) is not None:
-                value.const_value = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-    data = _serialize_light(light)
-    result.source = data
+                light[value] = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    with swapped(light):
+        result.source = _serialize_light(model, unused)
     return result
 
 
@@ -125,9 +129,14 @@ def _placeholder(tensor: onnx_ir.TensorProtocol, name: str) -> onnx_ir.ExternalT
     return onnx_ir.ExternalTensor("shared memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
 
-def _serialize_light(model: onnx_ir.Model) -> bytes:
+def _serialize_light(model: onnx_ir.Model, unused: Collection[str]) -> bytes:
     try:
-        return onnx_ir.to_proto(model).SerializeToString()
+        proto = onnx_ir.to_proto(model)
+        if unused:
+            used = [tensor for tensor in proto.graph.initializer if tensor.name not in unused]
+            del proto.graph.initializer[:]
+            proto.graph.initializer.extend(used)
+        return proto.SerializeToString()
     except (ValueError, TypeError, google.protobuf.message.EncodeError) as error:
         raise BackendError(
             f"the model cannot be serialized for onnxruntime: {error}",

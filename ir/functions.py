@@ -292,6 +292,11 @@ def expanded(model: onnx_ir.Model) -> onnx_ir.Model:
     return copy
 
 
+def runnable(model: onnx_ir.Model) -> onnx_ir.Model:
+    """The model without fused ops that no runtime knows; itself if it has none."""
+    return expanded(model) if has_fused_ops(model) else model
+
+
 def has_fused_ops(model: onnx_ir.Model) -> bool:
     """Whether fused ops are left that no backend has claimed yet."""
     return any(domain == FUSED_DOMAIN for domain, _, _ in model.functions)

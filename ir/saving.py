@@ -40,7 +40,7 @@ def to_proto(model: onnx_ir.Model) -> onnx.ModelProto:
     Beyond 2 GB such a proto lives in memory but cannot be serialized in one piece; save it with
     ``onnx.save(proto, path, save_as_external_data=True)``, or use :func:`save` and never hold it at all.
     """
-    with _swapped(_read_references(model)):
+    with swapped(_read_references(model)):
         return _serialize(model)
 
 
@@ -140,7 +140,7 @@ def _streamable(model: onnx_ir.Model) -> list[onnx_ir.Value]:
 
 
 @contextlib.contextmanager
-def _swapped(tensors: dict[onnx_ir.Value, onnx_ir.TensorProtocol]) -> Iterator[None]:
+def swapped(tensors: dict[onnx_ir.Value, onnx_ir.TensorProtocol]) -> Iterator[None]:
     """Serialize with other tensors in place of the initializers' own."""
     originals = {value: _contents(value) for value in tensors}
     try:
@@ -160,7 +160,7 @@ def _skeleton(model: onnx_ir.Model, layout: dict[onnx_ir.Value, tuple[int, int]]
         tensors[value] = onnx_ir.ExternalTensor(
             location, offset, length, tensor.dtype, shape=shape, name=value.name or ""
         )
-    with _swapped(tensors):
+    with swapped(tensors):
         return _serialize(model)
 
 

@@ -13,31 +13,24 @@ import onnx
 import onnx_ir
 
 from optc import reproducer
-from optc.backends import ort_kernels
-from optc.backends.base import Artifact, Backend, CompilingBackend, Runner
-from optc.backends.ort_eval import Evaluator
+from optc.backends.base import Artifact, CompilingBackend, Runner
 from optc.environment import Environment
 from optc.inputs import symbols
 from optc.ir.errors import OptcError, OutputError, UsageError
-from optc.ir.functions import expanded, has_fused_ops
 from optc.ir.journal import Journal
 from optc.ir.model import ModelSource, load
 from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
-from optc.ir.targets import Target, find_target, suggestion
-from optc.measure import Measure
+from optc.ir.targets import suggestion
 from optc.options import Options
-from optc.passes.base import Numerics, Pass
-from optc.passes.manager import PassManager, PassRecord, PipelineResult, skip_passes
-from optc.passes.pipeline import Pipeline, leaves, print_pipeline, with_options, without
+from optc.passes.base import Pass
+from optc.passes.manager import PassRecord, PipelineResult
+from optc.passes.pipeline import leaves, print_pipeline
 from optc.plugins import environment as default_environment
 from optc.progress import Progress, Silent
 from optc.report import Report, Verification
-from optc.statistics import Collector
+from optc.rewriting import Plan, Rewriting
 from optc.verification import Verifier
-
-#: Passes that write a graph for a runtime with a fixed set of kernels; a backend that compiles does without.
-_FOR_RUNTIMES = frozenset({"emit"})
 
 
 @dataclass
@@ -97,32 +90,12 @@ def open_artifact(path: str | os.PathLike[str], *, environment: Environment | No
     return backends.get("onnxruntime").open(path, **options)
 
 
-def chosen_backend(options: Options, target: Target) -> str:
-    """The backend that is named; else the target's, unless what is asked for is a model."""
-    if options.backend is not None:
-        return options.backend
-    if options.output is None or options.output.suffix == ".onnx":
-        return "onnxruntime"
-    return "triton" if options.output.suffix == ".optc" else target.backend
-
-
 class _Compile:
     """One compile."""
 
     def __init__(self, options: Options, environment: Environment, progress: Progress) -> None:
         self.options, self.environment, self.progress = options, environment, progress
-        self.targets = [find_target(name.strip(), environment.targets) for name in options.target.split(",")]
-        self.target: Target = self.targets[0]
-        self.backend: Backend = environment.backends.get(chosen_backend(options, self.target))
-        pipeline = environment.pipeline(options.level, options.passes)
-        if isinstance(self.backend, CompilingBackend):
-            self.backend.check(self.targets)
-            pipeline = without(pipeline, _FOR_RUNTIMES)
-        elif len(self.targets) > 1:
-            raise UsageError(
-                f"the {self.backend.name} backend builds for one target at a time", hint="--backend=triton for several"
-            )
-        self.pipeline: Pipeline = with_options(skip_passes(pipeline, list(options.skip)), options.of_passes())
+        self.plan = Plan.of(options, environment)
         for path in (options.output, options.save_recipe):
             _check_output(path)
 
@@ -154,7 +127,7 @@ class _Compile:
                 self.options.reproducer,
                 original,
                 options=self.options,
-                pipeline=print_pipeline(self.pipeline),
+                pipeline=print_pipeline(self.plan.pipeline),
                 problems=problems,
                 source=source,
             )
@@ -164,36 +137,28 @@ class _Compile:
 
     def _compile(self, original: onnx_ir.Model, source: ModelSource, start: float) -> Result:
         _check_shapes(self.options.shapes, original)
-        measure = Measure(original, self.target, self.options)
-        measure.check_data()
-        verifier = Verifier(original, self.options, measure)
-        # A backend that compiles has no integer kernels to write graphs for yet.
-        kernels = None if isinstance(self.backend, CompilingBackend) else ort_kernels
-        services: dict[str, Any] = {
-            "evaluator": Evaluator(),
-            "kernels": kernels,
-            "measure": measure,
-            "progress": self.progress,
-        }
-        services["statistics"] = Collector(measure, self.progress, self.options.seed)
-        result, verification = self._passes(original, verifier, services)
+        rewriting = Rewriting(original, self.plan, self.options, self.progress)
+        rewriting.measure.check_data()
+        result, verification = self._passes(rewriting)
         report = Report.of(
             source=source,
             options=self.options,
-            backend=self.backend.name,
-            target=self.target,
-            pipeline=print_pipeline(self.pipeline),
+            backend=self.plan.backend.name,
+            target=self.plan.target,
+            pipeline=print_pipeline(self.plan.pipeline),
             original=original,
             result=result,
             verification=verification,
         )
-        if self.target.kind != "cpu":
-            report.notes.append(f"built for {self.target.name}, which is not here: the result was only run on this CPU")
+        if self.plan.target.kind != "cpu":
+            report.notes.append(
+                f"built for {self.plan.target.name}, which is not here: the result was only run on this CPU"
+            )
         if self.options.stop_after is not None:
             report.notes.append(f"stopped after {self.options.stop_after} applications of rewrites, as asked")
         if self.options.measure:
             self.progress.start("measure")
-            report.latency = measure.latency(result.model)
+            report.latency = rewriting.measure.latency(result.model)
             self.progress.finish("measure")
         # Last of all: whatever goes wrong or is interrupted before this leaves no file behind.
         artifact = self._emit(result.model) if self.options.output is not None else None
@@ -202,24 +167,23 @@ class _Compile:
         report.finish(artifact, time.perf_counter() - start)
         return Result(result.model, report, artifact.path if artifact else None)
 
-    def _passes(
-        self, original: onnx_ir.Model, verifier: Verifier, services: Mapping[str, Any]
-    ) -> tuple[PipelineResult, Verification]:
-        """Run the pipeline; if the result is wrong, again with a check after every pass that finds the guilty one."""
-        each = self.options.verify == "each"
-        result = self._pipeline(original, services, verifier if each else None)
+    def _passes(self, rewriting: Rewriting) -> tuple[PipelineResult, Verification]:
+        """Run the pipeline; if the result is wrong, again with checks that find out which rewrites are to blame."""
+        verifier = Verifier(rewriting.original, self.options, rewriting.measure)
+        result = self._pipeline(rewriting, verifier if self.options.verify == "each" else None)
         if self.options.verify == "off":
             return result, Verification("off")
         verification = self._verify(verifier, result)
-        if verification.status == "failed" and not each:
-            result = self._pipeline(original, services, verifier)
+        if verification.status == "failed":
+            # The checks after the passes now look at what was wrong in the end.
+            result = self._pipeline(rewriting, verifier)
             verification = self._verify(verifier, result)
         if verification.status == "failed":
             # No single pass is to blame, yet the result is wrong: hand the original back and say so.
             for record in result.records:
                 if record.changes:
                     record.undo(f"the result was wrong as a whole: {verification.reason}")
-            result = PipelineResult(original.clone(), result.records, result.misses, result.rules)
+            result = PipelineResult(rewriting.original.clone(), result.records, result.misses, result.rules)
             verification = self._verify(verifier, result)
         return result, verification
 
@@ -229,43 +193,30 @@ class _Compile:
         self.progress.finish("verify")
         return verification
 
-    def _pipeline(
-        self, original: onnx_ir.Model, services: Mapping[str, Any], verifier: Verifier | None
-    ) -> PipelineResult:
+    def _pipeline(self, rewriting: Rewriting, verifier: Verifier | None) -> PipelineResult:
         stage = "passes"
 
         def before(item: Pass) -> None:
             self.progress.advance(stage, 1, item.name)
 
-        def check(model: onnx_ir.Model, numerics: Numerics) -> str | None:
-            verification = verifier.verify(model, numerics) if verifier is not None else None
-            return verification.reason if verification is not None and verification.status == "failed" else None
-
-        dumps = _Dumps(self.options.dump_dir)
-        manager = PassManager(
-            self.target,
-            services,
-            check=check if verifier is not None else None,
-            before=before,
-            after=dumps,
+        self.progress.start(stage, len(list(leaves(self.plan.pipeline))))
+        result = rewriting.run(
+            Journal(self.options.stop_after),
+            check=verifier.problem if verifier is not None else None,
             strict=self.options.strict,
-            journal=Journal(self.options.stop_after),
+            before=before,
+            after=_Dumps(self.options.dump_dir),
         )
-        self.progress.start(stage, len(list(leaves(self.pipeline))))
-        result = manager.run(original.clone(), self.pipeline)
-        if has_fused_ops(result.model) and not isinstance(self.backend, CompilingBackend):
-            # "emit" was skipped or rolled back: nothing is written that a runtime might not know.
-            result.model = expanded(result.model)
         self.progress.finish(stage)
         return result
 
     def _emit(self, model: onnx_ir.Model) -> Artifact:
         assert self.options.output is not None
         self.progress.start("emit")
-        if isinstance(self.backend, CompilingBackend):
-            artifact = self.backend.compile(model, self.targets, self.options.output, self.options.shapes)
+        if isinstance(self.plan.backend, CompilingBackend):
+            artifact = self.plan.backend.compile(model, self.plan.targets, self.options.output, self.options.shapes)
         else:
-            artifact = self.backend.emit(model, self.target, self.options.output)
+            artifact = self.plan.backend.emit(model, self.plan.target, self.options.output)
         self.progress.finish("emit")
         return artifact
 

@@ -194,8 +194,7 @@ def _draw(
         return words[rng.integers(len(words), size=shape)]
     values: np.ndarray
     if role.kind in ("index", "length"):
-        low, high = _interval(role, bindings)
-        low, high = _representable(dtype, low, high)
+        low, high = index_interval(dtype, role, bindings)
         values = rng.integers(low, high, size=shape, endpoint=True)
     elif role.kind == "between":
         values = rng.integers(role.low, max(role.low, role.high), size=shape, endpoint=True)
@@ -227,6 +226,11 @@ def _mask(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         mask.reshape(-1, shape[-1])[0, -1] = False
     mask[..., :1] = True
     return mask
+
+
+def index_interval(dtype: onnx_ir.DataType, role: Role, bindings: Mapping[str, int]) -> tuple[int, int]:
+    """The smallest and the largest value of an index or a length at these sizes."""
+    return _representable(dtype, *_interval(role, bindings))
 
 
 def _interval(role: Role, bindings: Mapping[str, int]) -> tuple[int, int]:

@@ -42,6 +42,10 @@ class Tolerance:
     integer_step: int = 0
     integer_share: float = 0.0
 
+    def wider(self, factor: float) -> Tolerance:
+        """The same for floats that may lie so many times farther off."""
+        return replace(self, rel_l2=self.rel_l2 * factor, element=self.element * factor, zero=self.zero * factor)
+
 
 #: Largest relative L2 error by class of numerics and the coarsest float type that the model computes in.
 #:

@@ -10,22 +10,17 @@ from typing import Any
 
 import onnx_ir
 
-from optc.backends import ort_kernels
-from optc.backends.ort_eval import Evaluator
 from optc.environment import Environment
 from optc.equivalence import Reference
 from optc.ir.errors import OptcError, UsageError
-from optc.ir.functions import expanded, has_fused_ops
+from optc.ir.functions import runnable
 from optc.ir.journal import Application, Journal
 from optc.ir.saving import save
-from optc.ir.targets import find_target
-from optc.measure import Measure
 from optc.numeric import Tolerance
 from optc.options import Options
 from optc.passes.base import Numerics
-from optc.passes.manager import PassManager, skip_passes
-from optc.passes.pipeline import with_options
 from optc.progress import Silent
+from optc.rewriting import Plan, Rewriting
 from optc.verification import Verifier
 
 #: Says of a model (with the widest numerics class of what was done to it) why it is wrong; None if it is right.
@@ -46,39 +41,27 @@ class Replay:
     """Runs the beginning of one pipeline on one model, as often as asked."""
 
     def __init__(self, original: onnx_ir.Model, options: Options, environment: Environment) -> None:
-        self.original, self.options = original, options
-        self._target = find_target(options.target, environment.targets)
-        self._pipeline = with_options(
-            skip_passes(environment.pipeline(options.level, options.passes), list(options.skip)), options.of_passes()
-        )
-        self._measure = Measure(original, self._target, options)
+        self._rewriting = Rewriting(original, Plan.of(options, environment), options, Silent())
 
     def prefix(self, limit: int | None) -> Prefix:
         """The model after the first ``limit`` applications."""
         journal = Journal(limit)
-        services = {
-            "evaluator": Evaluator(),
-            "kernels": ort_kernels,
-            "measure": self._measure,
-            "progress": Silent(),
-        }
-        manager = PassManager(self._target, services, strict=True, journal=journal)
-        model = self.original.clone()
+        model = self._rewriting.original.clone()
         try:
-            result = manager.run(model, self._pipeline)
+            result = self._rewriting.run(journal, model=model, strict=True)
         except UsageError:
             raise
         except Exception as error:  # what a pass raises is a finding here, whatever it is
             journal.end(" ".join(getattr(error, "__notes__", ())).strip("()") or journal.step)
             return Prefix(model, journal.applications, Numerics.EXACT, f"{type(error).__name__}: {error}")
         broken = [f"{r.name}: {r.reason}" for r in result.records if r.status == "rolled back"]
-        done = expanded(result.model) if has_fused_ops(result.model) else result.model
-        return Prefix(done, journal.applications, result.numerics, broken[0] if broken else None)
+        return Prefix(runnable(result.model), journal.applications, result.numerics, broken[0] if broken else None)
 
     def judge(self, tolerance: float | None) -> Judge:
         """The check of a compile, or one against a tolerance of the user's."""
+        original, options = self._rewriting.original, self._rewriting.options
         if tolerance is None:
-            verifier = Verifier(self.original, self.options, self._measure)
+            verifier = Verifier(original, options, self._rewriting.measure)
 
             def verify(model: onnx_ir.Model, numerics: Numerics) -> str | None:
                 found = verifier.verify(model, numerics)
@@ -90,7 +73,7 @@ class Replay:
 
             return verify
         limits = Tolerance(rel_l2=tolerance, element=float("inf"), zero=tolerance, integer_share=0.0)
-        reference = Reference(self.original, seed=self.options.seed, fixed=self.options.shapes)
+        reference = Reference(original, seed=options.seed, fixed=options.shapes)
 
         def compare(model: onnx_ir.Model, numerics: Numerics) -> str | None:
             verdict = reference.check(model, limits)

@@ -218,6 +218,7 @@ class Verification:
         checked: The comparisons made.
         skipped: Comparisons that could not be made, and why.
         reason: Why it failed or was skipped.
+        rule: What was run after each pass and in the end, where every pass was checked; empty otherwise.
     """
 
     status: Literal["passed", "failed", "skipped", "off"]
@@ -226,6 +227,7 @@ class Verification:
     checked: list[CheckedBinding] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     reason: str = ""
+    rule: str = ""
 
     def text(self) -> str:
         """One line on it."""
@@ -236,7 +238,8 @@ class Verification:
         error = "" if self.worst_error is None else f", worst relative error {self.worst_error:.2g}"
         allowed = "" if self.tolerance is None else f" (allowed {self.tolerance:.2g})"
         count = len(self.checked)
-        return f"passed, {count} input set{'s' * (count != 1)}{error}{allowed}"
+        rule = f"; checked {self.rule}" if self.rule else ""
+        return f"passed, {count} input set{'s' * (count != 1)}{error}{allowed}{rule}"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
@@ -9,12 +10,12 @@ from typing import Literal
 import onnx_ir
 import onnxruntime
 
-from optc.equivalence import Check, Reference, Verdict, open_optimized
+from optc.equivalence import Check, Reference, Run, Verdict, open_optimized
 from optc.measure import Measure
 from optc.numeric import Tolerance, coarsest_float, quantizes, tolerance
 from optc.options import Options
 from optc.passes.base import Numerics
-from optc.report import CheckedBinding, Skipped, Verification
+from optc.report import CheckedBinding, ModelSummary, Skipped, Verification
 
 _STATUS: dict[str, Literal["passed", "failed", "skipped"]] = {
     "verified": "passed",
@@ -25,8 +26,15 @@ _STATUS: dict[str, Literal["passed", "failed", "skipped"]] = {
 _LOSSY_SANITY = Tolerance(rel_l2=1.0, element=float("inf"), zero=float("inf"), integer_share=1.0)
 
 
+#: After a pass, a check looks at this many sizes, one where the weights have more bytes than this.
+_SIZES_BETWEEN, _LARGE_WEIGHTS = 2, 512 << 20
+
+
 class Verifier:
     """Checks candidates against one original; the original runs once, when first needed.
+
+    A result is opened as in production, with ONNX Runtime's own optimizations on. Only where that is wrong it is opened
+    as it is written, to learn who is to blame. After a pass it is opened as it is written, which is faster.
 
     Args:
         original: The model as it was given.
@@ -37,10 +45,41 @@ class Verifier:
     def __init__(self, original: onnx_ir.Model, options: Options, measure: Measure) -> None:
         self._original, self._options, self._measure = original, options, measure
         self._here = measure.target.provider in onnxruntime.get_available_providers()
+        self._suspects: list[Run] = []
+        self._in_production = False
 
     @cached_property
     def _reference(self) -> Reference:
-        return Reference(self._original, seed=self._options.seed, fixed=self._options.shapes)
+        options = self._options
+        edges = options.verify == "each"
+        return Reference(self._original, edges=edges, seed=options.seed, fixed=options.shapes)
+
+    @cached_property
+    def _between(self) -> list[Run]:
+        """The runs after each pass."""
+        large = ModelSummary.of(self._original).weight_bytes > _LARGE_WEIGHTS
+        return [run for run in self._reference.runs if not run.edge][: 1 if large else _SIZES_BETWEEN]
+
+    @property
+    def rule(self) -> str:
+        """What is run when, for the report."""
+        if self._options.verify != "each" or self._reference.trouble is not None:
+            return ""
+        edges = [run.edge for run in self._reference.runs if run.edge]
+        text = f"after each pass at {' and '.join(run.label for run in self._between)}; in the end at all sizes"
+        return text + (f", and with {'; '.join(edges)}" if edges else "")
+
+    def problem(self, model: onnx_ir.Model, numerics: Numerics) -> str | None:
+        """What is wrong with a model after a pass: a look at two sizes, or where the last result was wrong."""
+        if numerics >= Numerics.LOSSY:
+            verification = self.verify(model, numerics)
+            return verification.reason if verification.status == "failed" else None
+        runs = self._suspects or self._between
+        if self._in_production:
+            verdict = self._judge(model, numerics, runs)
+        else:
+            verdict = self._reference.check(model, numerics, self._options.max_error, runs=runs)
+        return self._in_words(verdict).reason if self._in_words(verdict).status == "failed" else None
 
     def verify(self, model: onnx_ir.Model, numerics: Numerics) -> Verification:
         """Compare a model with the original at several values of each symbolic dim.
@@ -51,12 +90,14 @@ class Verifier:
                 user's metric) on the data that it was measured with; elsewhere it must run and be of the right order.
         """
         if numerics < Numerics.LOSSY:
-            budget = self._options.max_error
-            verification = self._in_words(self._reference.check(model, numerics, budget))
+            verification = self._in_words(self._judge(model, numerics))
             dtype, quantized = coarsest_float(self._original), quantizes(self._original)
+            budget = self._options.max_error
             verification.tolerance = tolerance(numerics, dtype, quantized=quantized, max_error=budget).rel_l2
-            return self._as_in_production(model, max(numerics, Numerics.ROUNDING), verification)
-        verification = self._in_words(self._reference.check(model, _LOSSY_SANITY))
+            verification.rule = self.rule
+            return verification
+        verification = self._in_words(self._judge(model, _LOSSY_SANITY))
+        verification.rule = self.rule
         if verification.status == "failed":
             return verification
         judgement = self._measure.judge(model)
@@ -73,27 +114,33 @@ class Verifier:
         verification.worst_error, verification.tolerance = judgement.error, self._options.max_error
         if judgement.reason is not None:
             return replace(verification, status="failed", reason=judgement.reason)
-        return self._as_in_production(model, _LOSSY_SANITY, verification)
+        return verification
 
-    def _as_in_production(
-        self, model: onnx_ir.Model, limits: Numerics | Tolerance, verification: Verification
-    ) -> Verification:
-        """Check once more with onnxruntime's own optimizations on: they may be wrong about what optc wrote.
+    def _judge(self, model: onnx_ir.Model, limits: Numerics | Tolerance, runs: Sequence[Run] | None = None) -> Verdict:
+        """Check as in production; what is wrong there is checked as it is written.
 
-        (Up to version 1.26, for one, a FusedConv with a residual input loses its way in the blocked layout.) Where
-        they change the original just as much, the result is not to blame.
+        If that is right, ONNX Runtime's optimizations are wrong about what optc wrote. (Up to version 1.26, for one, a
+        FusedConv with a residual input loses its way in the blocked layout.) Where they change the original just as
+        much, the result is not to blame.
         """
-        if verification.status != "passed":
-            return verification
-        budget = self._options.max_error
-        verdict = self._reference.check(model, limits, budget, open=open_optimized)
+        reference, budget = self._reference, self._options.max_error
+        production = reference.check(model, limits, budget, open=open_optimized, runs=runs)
+        if production.state != "failed":
+            return production
+        verdict = reference.check(model, limits, budget, runs=runs)
         if verdict.state != "failed":
-            return verification
-        if self._reference.check(self._original, limits, budget, open=open_optimized).state == "failed":
-            return verification
-        return replace(
-            verification, status="failed", reason=f"with onnxruntime's own optimizations on, {verdict.reason}"
-        )
+            wide = max(limits, Numerics.ROUNDING) if isinstance(limits, Numerics) else limits
+            if wide != limits:
+                production = reference.check(model, wide, budget, open=open_optimized, runs=runs)
+            if production.state != "failed":
+                return verdict
+            if reference.check(self._original, wide, budget, open=open_optimized, runs=runs).state == "failed":
+                return verdict
+            reason = f"with onnxruntime's own optimizations on, {production.reason}"
+            verdict, self._in_production = replace(production, reason=reason), True
+        wrong = {check.label for check in verdict.checks if not check.ok}
+        self._suspects = [run for run in reference.runs if run.label in wrong]
+        return verdict
 
     def _in_words(self, verdict: Verdict) -> Verification:
         status, reason = _STATUS[verdict.state], verdict.reason or ""
@@ -115,7 +162,7 @@ def _binding(check: Check) -> CheckedBinding:
     worst = check.comparison.worst if check.comparison is not None else None
     return CheckedBinding(
         dims=dict(check.bindings),
-        inputs="drawn from the model's signature",
+        inputs=f"drawn from the model's signature{': ' if check.edge else ''}{check.edge}",
         worst_output=worst.name if worst else None,
         worst_error=worst.rel_l2 if worst else None,
         passed=check.ok,
