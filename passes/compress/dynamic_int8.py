@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.rewriter import Rewriter
+from optc.passes.calibration.store import Request
 from optc.passes.compress.layers import Layer
 from optc.passes.compress.schemes import SCHEMES, Arrays, Scheme
-from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Trial, relative, single_layer
+from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Trial, relative, rows_request, single_layer
 
 
 class DynamicInt8:
@@ -24,6 +25,9 @@ class DynamicInt8:
         if study.target.kind != "cpu":
             return "products with INT8 activations are written for CPUs only"
         return None if self._usable(study) else "this onnxruntime has no kernels for it"
+
+    def requests(self, study: Study, layer: Layer) -> Iterable[Request]:
+        return [rows_request(layer)] if layer.kind == "matmul" else []
 
     def propose(self, study: Study, layer: Layer) -> Sequence[Option] | str:
         if layer.kind != "matmul":

@@ -12,14 +12,13 @@ import onnx_ir
 
 from optc.ir.facts import Facts
 
-#: Weights of products with fewer elements than this are left alone: a kernel of their size costs next to nothing. Those
-#: of convolutions are used for many pixels, and a small one left in floats would break a chain of integer ones.
-MIN_WEIGHTS: dict[str, int] = {"matmul": 1 << 12, "conv": 1}
-
-
 #: "matmul" is x (..., K) @ W; "conv" is a convolution, a product of image patches of K numbers with W;
 #: "lookup" takes rows of a table, which is a product with rows of an identity.
 Kind = Literal["matmul", "conv", "lookup"]
+
+#: Weights of products with fewer elements than this are left alone: a kernel of their size costs next to nothing. Those
+#: of convolutions are used for many pixels, and a small one left in floats would break a chain of integer ones.
+MIN_WEIGHTS: dict[Kind, int] = {"matmul": 1 << 12, "conv": 1, "lookup": 1 << 12}
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ class Quantize(Pass):
             ctx.decide(Decision(self.name, [], False, reason))
             return
         layers = list(weighted_layers(ctx.model.graph, ctx.facts))
-        services = {name: ctx.services.get(name) for name in ("kernels", "statistics")}
-        study = Study(ctx.model, ctx.facts, layers, ctx.target, measure, **services)
+        kernels, statistics = ctx.services.get("kernels"), ctx.services["statistics"]
+        study = Study(ctx.model, ctx.facts, layers, ctx.target, measure, kernels, statistics)
         techniques = self._usable(ctx, study)
         if not layers:
             none = "the model has no MatMul, Gemm or Conv with constant fp32 weights that is large enough"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,6 +20,7 @@ import onnx_ir
 from optc.ir.errors import UsageError
 from optc.ir.rewriter import Rewriter
 from optc.passes.compress.clock import Clock
+from optc.passes.compress.layers import Layer
 from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Technique
 
 Objective = Literal["latency", "size"]
@@ -144,6 +145,7 @@ class Search:
         Raises:
             UsageError: No technique proposes such an option for a layer.
         """
+        self._learn([layer for layer in self.study.layers if layer.name in labels])
         assignment: list[Option | None] = []
         for index, layer in enumerate(self.study.layers):
             label = labels.get(layer.name)
@@ -166,6 +168,7 @@ class Search:
 
     def _propose(self) -> None:
         """Find every option of every layer, with its cost or why it is out."""
+        self._learn(self.study.layers)
         clock = Clock(self.study)
         for index, layer in enumerate(self.study.layers):
             options: list[Option] = []
@@ -197,6 +200,11 @@ class Search:
         how = "takes" if clock.measures else "is estimated to take"
         slow = "" if saved > base * _NOISE else f"it {how} {seconds / base:.2f} of the time that the layer takes now"
         return replace(row, seconds=seconds, saved=saved, reason=slow)
+
+    def _learn(self, layers: Iterable[Layer]) -> None:
+        """Gather what the techniques want to know, all in one sweep."""
+        pairs = [(technique, layer) for layer in layers for technique in self.techniques]
+        self.study.learn(request for technique, layer in pairs for request in technique.requests(self.study, layer))
 
     # -- errors -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ own output, and can write a set of chosen options into a graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -18,6 +18,7 @@ import onnx_ir
 from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import Target
+from optc.passes.calibration.store import Request, Statistics
 from optc.passes.compress.layers import Layer
 
 #: Rows of activations kept per layer: enough for a stable error, little enough for hundreds of layers.
@@ -86,7 +87,8 @@ class Study:
         target: What the result will run on.
         measure: Opens, times and judges models (:class:`optc.measure.Measure`).
         kernels: The kernels of the target's runtime (:mod:`optc.backends.ort_kernels`).
-        statistics: What activations look like (:mod:`optc.passes.calibration`); None where nothing can be run.
+        statistics: Gathers what activations look like, see :mod:`optc.passes.calibration`.
+        known: What was gathered for the techniques' requests.
     """
 
     model: onnx_ir.Model
@@ -95,30 +97,23 @@ class Study:
     target: Target
     measure: Any
     kernels: Any
-    statistics: Any = None
+    statistics: Any
+    known: Statistics | None = None
 
     def supports(self, domain: str, op: str, since: int = 1) -> bool:
         """Whether the target's runtime has a kernel for an operator."""
         return self.kernels is not None and self.kernels.supports(domain, op, since, provider=self.target.provider)
 
+    def learn(self, requests: Iterable[Request]) -> None:
+        """Gather what techniques want to know of activations, all in one sweep."""
+        self.known = self.statistics.collect(self.model, list(requests))
+
     def rows(self, layer: Layer) -> np.ndarray | None:
-        """Rows of a product's input, (rows, K) float32, from the samples; None where there are none.
-
-        Not to be changed: layers with one input share them.
-        """
-        return self._activations.get(layer.x.name or "")
-
-    @cached_property
-    def _activations(self) -> dict[str, np.ndarray]:
-        rows: dict[str, list[np.ndarray]] = {}
-        wanted = [layer.x for layer in self.layers if layer.kind == "matmul"]
-        for sample in self.measure.capture(self.model, wanted):
-            for name, array in sample.items():
-                kept = rows.setdefault(name, [])
-                room = _ROWS - sum(len(part) for part in kept)
-                if room > 0:
-                    kept.append(array.reshape(-1, array.shape[-1])[:room].astype(np.float32))
-        return {name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in rows.items() if parts}
+        """Rows of a product's input, (rows, K) float32, from the samples; None where there are none."""
+        request = rows_request(layer)
+        if self.known is None or self.known.why_not(request) is not None:
+            return None
+        return self.known.rows(request.value)
 
     def timed_rows(self, layer: Layer) -> np.ndarray:
         """Rows for timing a product, (rows, K): as many as it gets at the sizes that are timed."""
@@ -149,6 +144,9 @@ class Technique(Protocol):
     def why_not(self, study: Study) -> str | None:
         """Why it is not offered for this model, target and data at all; None if it is."""
 
+    def requests(self, study: Study, layer: Layer) -> Iterable[Request]:
+        """What it wants to know of a layer's surroundings before it proposes anything."""
+
     def propose(self, study: Study, layer: Layer) -> Sequence[Option] | str:
         """What a layer could become, or why there is nothing."""
 
@@ -161,6 +159,11 @@ class Technique(Protocol):
 
     def settle(self, rewriter: Rewriter, study: Study) -> Sequence[Leftover]:
         """Take back what turned out to be of no use once all techniques have written; what it was, and why."""
+
+
+def rows_request(layer: Layer) -> Request:
+    """The request for what :meth:`Study.rows` returns."""
+    return Request(layer.x.name or "", rows=_ROWS)
 
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:

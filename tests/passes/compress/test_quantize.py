@@ -24,6 +24,8 @@ from optc.options import Options
 from optc.passes.base import PassContext
 from optc.passes.compress.layers import weighted_layers
 from optc.passes.compress.quantize import Quantize
+from optc.progress import Silent
+from optc.statistics import Collector
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {
@@ -80,7 +82,7 @@ FASTER = {"None": 1.0, "dynamic-int8": 0.4, "block-int8-128": 0.6, "block-int8-6
 def quantize(
     model: onnx_ir.Model, measure: Any = None, kernels: Any = ort_kernels, item: Quantize | None = None
 ) -> PassContext:
-    services = {"kernels": kernels, "measure": measure}
+    services = {"kernels": kernels, "measure": measure, "statistics": Collector(measure, Silent(), 0)}
     ctx = PassContext(Rewriter(model), builtin_targets()["cpu"], services)
     (item or Quantize()).run(ctx)
     return ctx
