@@ -154,6 +154,7 @@ class _Compile:
             report.notes.append(
                 f"built for {self.plan.target.name}, which is not here: the result was only run on this CPU"
             )
+        report.notes += rewriting.statistics.notes()
         if self.options.stop_after is not None:
             report.notes.append(f"stopped after {self.options.stop_after} applications of rewrites, as asked")
         if self.options.measure:

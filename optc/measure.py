@@ -6,7 +6,6 @@ Lossy passes get a :class:`Measure` as their "measure" service; nothing lossy is
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,11 +18,12 @@ from optc.backends import timing
 from optc.backends.ort import Session
 from optc.callables import find_callable
 from optc.inputs import draw_inputs, input_specs, usual_bindings
-from optc.ir.errors import DataError, OptcError, UsageError
+from optc.ir.errors import OptcError, UsageError
 from optc.ir.targets import Target
 from optc.options import Options
 from optc.report import Latency
-from optc.samples import DataSet, Sample, check_sample, load_labelled
+from optc.samples import Sample, Samples, joined
+from optc.sources import described, open_samples, source_of
 
 #: Samples on which the error of a candidate is measured; the metric is measured on all.
 _ERROR_SAMPLES = 8
@@ -81,33 +81,22 @@ class Measure:
         """Where the inputs come from, for reports."""
         if self.options.calib is None:
             return "inputs drawn from the model's signature"
-        return "calibration data" if not isinstance(self.options.calib, str | os.PathLike) else str(self.options.calib)
+        return described(self.options.calib)
 
     @cached_property
-    def _samples_and_labels(self) -> tuple[list[Sample], dict[str, np.ndarray]]:
-        calib, specs = self.options.calib, input_specs(self.original)
-        if calib is None:
-            bindings = {**usual_bindings(self.original, _DRAWN_SIZES), **self.options.shapes}
-            seeds = range(self.options.seed, self.options.seed + _DRAWN_SAMPLES)
-            return [draw_inputs(self.original, bindings, seed) for seed in seeds], {}
-        if isinstance(calib, Mapping):
-            names = {spec.name for spec in specs}
-            inputs = {name: np.asarray(array) for name, array in calib.items() if name in names}
-            labels = {name: np.asarray(array) for name, array in calib.items() if name not in names}
-            if labels and self._metric is None:
-                raise DataError(f"{sorted(labels)[0]!r} is not an input of the model", where="calibration data")
-            return [check_sample(inputs, specs, "calibration data")], labels
-        return load_labelled(os.fspath(calib), specs, labels=self._metric is not None)
-
-    @property
-    def samples(self) -> list[Sample]:
-        """Inputs, one dict of arrays per sample."""
-        return self._samples_and_labels[0]
+    def samples(self) -> Samples:
+        """The calibration data, or inputs drawn from the signature without any."""
+        specs = input_specs(self.original)
+        if self.options.calib is not None:
+            return open_samples(self.options.calib, specs, labels=self._metric is not None)
+        bindings = {**usual_bindings(self.original, _DRAWN_SIZES), **self.options.shapes}
+        seeds = range(self.options.seed, self.options.seed + _DRAWN_SAMPLES)
+        drawn = [draw_inputs(self.original, bindings, seed) for seed in seeds]
+        return Samples(source_of(drawn, specs), specs, real=False)
 
     @cached_property
-    def data_set(self) -> DataSet:
-        """The same for statistics, with what tells one set of data from another."""
-        return DataSet(self.samples, real=self.options.calib is not None)
+    def _few(self) -> list[Sample]:
+        return self.samples.first(_ERROR_SAMPLES)
 
     @cached_property
     def references(self) -> list[dict[str, Any]]:
@@ -124,7 +113,7 @@ class Measure:
     def check_data(self) -> None:
         """Raise DataError now, not in the middle of the work, if the calibration data does not fit the model."""
         if self.options.calib is not None:
-            _ = self._samples_and_labels
+            _ = self.samples
 
     def judge(self, model: onnx_ir.Model) -> Judgement:
         """Measure a candidate against the budget: the user's metric where there is one, the error otherwise."""
@@ -146,7 +135,7 @@ class Measure:
             values: Values of its main graph.
         """
         session, names = self._opened(model, values)
-        for sample in self.samples[:_ERROR_SAMPLES]:
+        for sample in self._few:
             yield session.run(sample, outputs=names)
 
     def shapes(self, model: onnx_ir.Model, values: Sequence[onnx_ir.Value]) -> dict[str, tuple[int, ...]]:
@@ -203,14 +192,14 @@ class Measure:
 
     def _outputs(self, model: onnx_ir.Model) -> list[dict[str, Any]]:
         session = self._session(model)
-        samples = self.samples if self._metric is not None else self.samples[:_ERROR_SAMPLES]
+        samples = self.samples if self._metric is not None else self._few
         return [session.run(sample) for sample in samples]
 
     def _score(self, outputs: Sequence[Mapping[str, Any]]) -> float:
         assert self._metric is not None
-        merged = {name: _joined([output[name] for output in outputs]) for name in outputs[0]}
+        merged = {name: joined([output[name] for output in outputs]) for name in outputs[0]}
         try:
-            return float(self._metric(merged, self._samples_and_labels[1]))
+            return float(self._metric(merged, self.samples.labels))
         except Exception as error:
             raise UsageError(
                 f"the metric failed: {type(error).__name__}: {error}",
@@ -262,12 +251,3 @@ def _squares(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
     if not np.array_equal(expected[odd], actual[odd], equal_nan=True):
         return float("inf"), 0.0
     return float(np.sum((actual[~odd] - expected[~odd]) ** 2)), float(np.sum(expected[~odd] ** 2))
-
-
-def _joined(arrays: list[Any]) -> Any:
-    """Outputs of all samples as one array along the first axis, or as a list where their shapes do not allow it."""
-    if len(arrays) == 1:
-        return arrays[0]
-    if all(isinstance(a, np.ndarray) and a.ndim and a.shape[1:] == arrays[0].shape[1:] for a in arrays):
-        return np.concatenate(arrays)
-    return arrays

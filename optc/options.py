@@ -29,7 +29,10 @@ class Options:
         passes: Pipeline text that replaces the level's.
         skip: Names of passes to leave out.
         verify: "off", "final" (the result against the original) or "each" (after every pass as well).
-        calib: Calibration inputs: a .npz file, or arrays by input name (see :mod:`optc.inputs`).
+        calib: Calibration inputs: a file, a folder, ``module:function``, arrays by input name, or anything that gives
+            dicts of arrays (see :mod:`optc.sources`).
+        calib_cache: The folder in which statistics over calibration data are kept; "off" for none, None for one in the
+            user's cache.
         metric: The user's task metric, a callable or ``module:function``.
         max_drop: How far the metric may fall: a number, or a text like "0.5%" (of the original's value).
         max_error: Relative L2 error of the outputs that lossy passes may cause.
@@ -55,7 +58,8 @@ class Options:
     passes: str | None = None
     skip: tuple[str, ...] = ()
     verify: Verify = "final"
-    calib: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    calib: Any = None
+    calib_cache: str | os.PathLike[str] | None = None
     metric: str | Metric | None = None
     max_drop: str | float | None = None
     max_error: float = 0.03

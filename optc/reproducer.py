@@ -37,7 +37,7 @@ _LARGEST_MEMBER = 4 * _LARGEST
 #: What reading a damaged archive raises.
 _DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, NotImplementedError, RuntimeError)
 #: Options that say where to write, or only make sense in the process that was running.
-_NOT_KEPT = frozenset({"output", "dump_dir", "reproducer", "calib", "metric", "max_drop"})
+_NOT_KEPT = frozenset({"output", "dump_dir", "reproducer", "calib", "calib_cache", "metric", "max_drop"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def write(
     given = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
     defaults = {item.name: item.default for item in dataclasses.fields(options)}
     kept = {name: value for name, value in given.items() if name not in _NOT_KEPT}
-    asked = [name for name in ("calib", "metric") if given[name] != defaults[name]]
+    asked = [name for name in ("calib", "metric") if given[name] is not defaults[name]]
     origin = {}
     if isinstance(source, str | os.PathLike) and os.path.isfile(source):
         origin = {"path": os.path.abspath(source), "digest": file_digest(source)}

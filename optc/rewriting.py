@@ -95,6 +95,7 @@ class Rewriting:
 
     def __post_init__(self) -> None:
         self.measure = Measure(self.original, self.plan.target, self.options)
+        self.statistics = Collector(self.measure, self.options, self.progress)
         compiling = isinstance(self.plan.backend, CompilingBackend)
         self._services: dict[str, Any] = {
             "evaluator": Evaluator(),
@@ -102,7 +103,7 @@ class Rewriting:
             "kernels": None if compiling else ort_kernels,
             "measure": self.measure,
             "progress": self.progress,
-            "statistics": Collector(self.measure, self.progress, self.options.seed),
+            "statistics": self.statistics,
         }
 
     def run(

@@ -1,115 +1,103 @@
-"""Inputs from files: calibration and test data.
+"""Samples: sets of a model's inputs, read one at a time and checked against what the model takes.
 
-An ``.npz`` file holds arrays by input name (``numpy.savez(file, input_ids=..., attention_mask=...)``), in one of three
-ways, told apart by shape alone:
+Where they come from is said in :mod:`optc.sources`. An array of a file, or of a dict of arrays, holds
 
-* **one sample**: each array has the input's own rank;
-* **a stack**: each array has one axis more, in front: sample ``i`` is ``array[i]``. Where the input's first dim is
-  fixed (a batch of 1, say), an array of the input's own rank whose first dim is a multiple of it is a stack too: it
-  is cut into pieces of that size;
-* **ragged**: ``name.0``, ``name.1``, ... are the samples one by one, so that shapes may differ.
+* **one sample**, if it has the input's own rank;
+* **a stack**, if it has one axis more, in front: sample ``i`` is ``array[i]``. Where the input's first dim is fixed (a
+  batch of 1, say), an array of the input's own rank whose first dim is a multiple of it is a stack too: it is cut into
+  pieces of that size;
+* **one of several ragged samples**, if it is named ``name.0``, ``name.1``, ...: then shapes may differ.
 
-All inputs of a file must have the same number of samples; arrays with other names are an error. A folder stands for
-the samples of all ``.npz`` files in it, in order of their names.
+All inputs must have the same number of samples; arrays with other names are an error, or labels where those are wanted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tokenize
-import zipfile
-import zlib
+import itertools
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
+from optc.array_files import ArraySource
 from optc.backends.base import ValueSpec
 from optc.ir.errors import DataError
 
 Sample = dict[str, np.ndarray]
 
-#: What NumPy and zipfile raise at damaged files; a header may be no Python, or promise more than memory holds.
-_UNREADABLE = (
-    *(OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError, NotImplementedError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
-)
+
+@dataclass(frozen=True)
+class Item:
+    """What a source gives: the arrays of one sample, its labels, and where it is from, as messages say it."""
+
+    inputs: Mapping[str, np.ndarray]
+    where: str
+    labels: Mapping[str, Any]
 
 
-class DataSet:
-    """Samples that can be iterated over any number of times.
+class Source(Protocol):
+    """Where samples come from."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it can be iterated over more than once."""
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Labels that belong to all samples together."""
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+
+class Samples:
+    """Checked samples that can be iterated over any number of times; only one of them is in memory.
+
+    The source is read through once at the start: samples are checked and counted and get a digest, and what a source
+    can give only once is kept in a temporary folder.
 
     Attributes:
         real: Whether they are the user's; False for inputs drawn from the model's signature.
+        digest: A digest of all arrays in order.
+        labels: What the source has beside the inputs: an array by name, or a list where shapes do not let them join.
+
+    Raises:
+        DataError: There are no samples, or one does not fit or is not finite: the message names the file (or what else
+            it is from), the sample and the input.
     """
 
-    def __init__(self, samples: Sequence[Sample], *, real: bool) -> None:
-        self._samples, self.real = samples, real
+    def __init__(self, source: Source, specs: Sequence[ValueSpec], *, real: bool) -> None:
+        self._source, self._specs, self.real = source, specs, real
+        self._kept = None if source.repeats else _Kept()
+        self._count = 0
+        labels: dict[str, list[Any]] = {}
+        digest = hashlib.sha256()
+        for item in source:
+            sample = check_sample(item.inputs, specs, item.where)
+            _check_finite(sample, item.where)
+            _digest(sample, digest)
+            for name, label in item.labels.items():
+                labels.setdefault(name, []).append(np.asarray(label))
+            if self._kept is not None:
+                self._kept.add(sample)
+            self._count += 1
+        self.digest = digest.hexdigest()
+        self.labels: dict[str, Any] = {**source.labels, **{name: joined(parts) for name, parts in labels.items()}}
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return self._count
 
     def __iter__(self) -> Iterator[Sample]:
-        return iter(self._samples)
+        if self._kept is not None:
+            return iter(self._kept)
+        return (check_sample(item.inputs, self._specs, item.where) for item in self._source)
 
-    @cached_property
-    def digest(self) -> str:
-        """A digest of all arrays in order."""
-        digest = hashlib.sha256()
-        for sample in self:
-            for name in sorted(sample):
-                array = np.ascontiguousarray(sample[name])
-                data = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
-                digest.update(f"{name}|{array.dtype}|{array.shape}|{len(data)}|".encode())
-                digest.update(data)
-        return digest.hexdigest()
-
-
-def load_samples(path: str | Path, specs: Sequence[ValueSpec]) -> list[Sample]:
-    """Read samples and check them against a model's inputs.
-
-    Args:
-        path: An ``.npz`` file, or a folder of them.
-        specs: The model's inputs, see :func:`optc.inputs.input_specs`.
-
-    Returns:
-        At least one sample: an array per input, of the input's element type.
-
-    Raises:
-        DataError: A file cannot be read, or an array does not fit; the message names it.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(path.glob("*.npz"))
-        if not files:
-            raise DataError("the folder holds no .npz files", where=str(path))
-        return [sample for file in files for sample in load_samples(file, specs)]
-    samples = _cut(_read(path), specs, str(path))
-    if not samples:
-        raise DataError("the file holds no samples", where=str(path))
-    return [check_sample(sample, specs, f"{path}, sample {index}") for index, sample in enumerate(samples)]
-
-
-def load_labelled(
-    path: str | Path, specs: Sequence[ValueSpec], *, labels: bool = True
-) -> tuple[list[Sample], dict[str, np.ndarray]]:
-    """Read samples, and with ``labels`` take the arrays of a file that are no inputs as labels.
-
-    Raises:
-        DataError: As for :func:`load_samples`; a folder has no labels.
-    """
-    path = Path(path)
-    if not labels or path.is_dir():
-        return load_samples(path, specs), {}
-    names = {spec.name for spec in specs}
-    arrays = _read(path)
-    inputs = {key: array for key, array in arrays.items() if key in names or key.rpartition(".")[0] in names}
-    samples = _cut(inputs, specs, str(path))
-    if not samples:
-        raise DataError("the file holds no samples", where=str(path))
-    checked = [check_sample(sample, specs, f"{path}, sample {index}") for index, sample in enumerate(samples)]
-    return checked, {key: array for key, array in arrays.items() if key not in inputs}
+    def first(self, count: int) -> list[Sample]:
+        """The first few, in memory."""
+        return list(itertools.islice(self, count))
 
 
 def check_sample(sample: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], where: str | None = None) -> Sample:
@@ -134,46 +122,23 @@ def check_sample(sample: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], w
     return checked
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise DataError(
-                "this is a single array without a name", where=str(path), hint="write it with numpy.savez instead"
-            )
-        with archive:
-            return {name: _array(archive, name) for name in archive.files}
-    except _UNREADABLE as error:
-        if isinstance(error, FileNotFoundError):
-            raise DataError("no such file", where=str(path), hint="check the path") from error
-        raise DataError(
-            f"not an .npz file that can be read: {error}",
-            where=str(path),
-            hint="write it with numpy.savez; objects and pickles are refused",
-        ) from error
+def cut(arrays: Mapping[str, ArraySource], specs: Sequence[ValueSpec], where: str) -> Iterator[Sample]:
+    """The samples in a set of arrays, one after the other.
 
-
-def _array(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """A member, if it is an array."""
-    array = archive[name]
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name!r} is no array")
-    return array
-
-
-def _cut(arrays: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], where: str) -> list[Sample]:
-    names = {spec.name for spec in specs}
-    ragged: dict[int, Sample] = {}
-    stacked: dict[str, list[np.ndarray]] = {}
-    ranked = {spec.name: spec for spec in specs}
+    Raises:
+        DataError: A name is unknown, or the inputs differ in their number of samples.
+    """
+    known = {spec.name: spec for spec in specs}
+    ragged: dict[int, dict[str, ArraySource]] = {}
+    stacked: dict[str, ArraySource] = {}
     for key, array in arrays.items():
         base, _, number = key.rpartition(".")
-        if key in names:
-            stacked[key] = _unstack(array, ranked[key])
-        elif base in names and number.isdecimal():
+        if key in known:
+            stacked[key] = array
+        elif base in known and number.isdecimal():
             ragged.setdefault(int(number), {})[base] = array
         else:
-            hint = f"the model takes {', '.join(sorted(names)) or 'no inputs'}"
+            hint = f"the model takes {', '.join(sorted(known)) or 'no inputs'}"
             raise DataError(f"'{key}' is not an input of the model", where=where, hint=hint)
     if ragged and stacked:
         raise DataError(
@@ -182,24 +147,97 @@ def _cut(arrays: Mapping[str, np.ndarray], specs: Sequence[ValueSpec], where: st
             hint="number all of them: name.0, name.1, ...",
         )
     if ragged:
-        return [ragged[number] for number in sorted(ragged)]
-    counts = {name: len(pieces) for name, pieces in stacked.items()}
+        return ({name: array.whole() for name, array in ragged[number].items()} for number in sorted(ragged))
+    pieces = {name: _pieces(array, known[name]) for name, array in stacked.items()}
+    counts = {name: count for name, (count, _) in pieces.items()}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"'{name}' has {count}" for name, count in counts.items())
         raise DataError(f"the inputs differ in their number of samples: {text}", where=where)
-    return [dict(zip(stacked, pieces, strict=True)) for pieces in zip(*stacked.values(), strict=True)]
+    if not stacked and not known:
+        return iter([{}])
+    return (dict(zip(pieces, row, strict=True)) for row in zip(*(each for _, each in pieces.values()), strict=True))
 
 
-def _unstack(array: np.ndarray, spec: ValueSpec) -> list[np.ndarray]:
-    if spec.shape is None:
-        return [array]
-    if array.ndim == len(spec.shape) + 1:
-        return list(array)
-    if array.ndim == len(spec.shape) > 0:
+def is_input(key: str, specs: Sequence[ValueSpec]) -> bool:
+    """Whether a name in a file is that of an input, or of one of its ragged samples."""
+    base, _, number = key.rpartition(".")
+    names = {spec.name for spec in specs}
+    return key in names or (base in names and number.isdecimal())
+
+
+def joined(arrays: Sequence[Any]) -> Any:
+    """Arrays of all samples as one along the first axis, or as a list where their shapes do not allow it."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if all(isinstance(a, np.ndarray) and a.ndim and a.shape[1:] == arrays[0].shape[1:] for a in arrays):
+        return np.concatenate(arrays)
+    return list(arrays)
+
+
+# inside ------------------------------------------------------------------------------------------------------------
+
+
+class _Kept:
+    """Samples in a temporary folder, which goes when this does."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="optc-samples-")
+        self._forms: list[dict[str, np.dtype]] = []
+
+    def add(self, sample: Sample) -> None:
+        texts = {name: array.astype(str) if array.dtype.hasobject else array for name, array in sample.items()}
+        np.savez(self._file(len(self._forms)), *texts.values())
+        self._forms.append({name: array.dtype for name, array in sample.items()})
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index, forms in enumerate(self._forms):
+            with np.load(self._file(index)) as found:
+                arrays = [found[name] for name in found.files]
+            # What NumPy does not know of itself (bfloat16) comes back as raw bytes.
+            yield {
+                name: array.view(dtype) if array.dtype.kind == "V" else array.astype(dtype, copy=False)
+                for (name, dtype), array in zip(forms.items(), arrays, strict=True)
+            }
+
+    def _file(self, index: int) -> Path:
+        return Path(self._folder.name) / f"{index}.npz"
+
+
+def _pieces(array: ArraySource, spec: ValueSpec) -> tuple[int, Iterator[np.ndarray]]:
+    """How many samples an array holds, and the samples."""
+    shape = array.shape
+    rank = None if spec.shape is None else len(spec.shape)
+    if rank is not None and len(shape) == rank + 1:
+        return shape[0], (piece[0] for piece in (array.slices(1) if shape[0] else ()))
+    if spec.shape and len(shape) == rank:
         first = spec.shape[0]
-        if isinstance(first, int) and first > 0 and array.shape[0] > first and array.shape[0] % first == 0:
-            return np.split(array, array.shape[0] // first)
-    return [array]
+        if isinstance(first, int) and first > 0 and shape[0] > first and shape[0] % first == 0:
+            return shape[0] // first, array.slices(first)
+    return 1, (array.whole() for _ in range(1))
+
+
+def _digest(sample: Sample, digest: Any) -> None:
+    for name in sorted(sample):
+        array = np.ascontiguousarray(sample[name])
+        data = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+        digest.update(f"{name}|{array.dtype}|{array.shape}|{len(data)}|".encode())
+        digest.update(data)
+
+
+def _check_finite(sample: Sample, where: str) -> None:
+    for name, array in sample.items():
+        if _class(array.dtype) != "float":
+            continue
+        values = array if array.dtype.kind == "f" else array.astype(np.float32)
+        if not np.isfinite(values).all():
+            nan = int(np.isnan(values).sum())
+            infinite = int((~np.isfinite(values)).sum()) - nan
+            counts = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
+            raise DataError(
+                f"'{name}' holds {' and '.join(counts)} of {values.size} values",
+                where=where,
+                hint="leave such samples out; a mask can use the most negative finite number",
+            )
 
 
 def _convert(array: np.ndarray, spec: ValueSpec, where: str | None) -> np.ndarray:

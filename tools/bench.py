@@ -12,7 +12,7 @@ import optc
 from optc.backends.timing import Timing, compare
 from optc.inputs import input_specs
 from optc.ir.model import load
-from optc.samples import load_samples
+from optc.sources import load_samples
 from optc.tools.console import show, table
 from optc.tools.parameters import FILE, common, input_option, plural, seed_option, shape_option
 from optc.tools.run import drawn

@@ -16,7 +16,7 @@ from optc.tools import pipeline_text, summary
 from optc.tools.console import Bars
 from optc.tools.files import data_files, write_text
 from optc.tools.page import PAGES, page_of
-from optc.tools.parameters import FILE, common, names, seed_option, shape_option
+from optc.tools.parameters import FILE, calib_cache_option, calib_option, common, names, seed_option, shape_option
 
 
 @click.command("compile", short_help="Optimize a model.")
@@ -48,7 +48,8 @@ from optc.tools.parameters import FILE, common, names, seed_option, shape_option
     "--stop-after", type=click.IntRange(0), metavar="N", help="Make only the first N rewrites; see 'optc bisect'."
 )
 @click.option("--time-passes", is_flag=True, help="Show the time of every pass.")
-@click.option("--calib", type=FILE, help="Calibration inputs: an .npz file, or a folder of them.")
+@calib_option
+@calib_cache_option
 @click.option("--metric", metavar="MODULE:FUNCTION", help="Your task metric, called with (outputs, labels).")
 @click.option("--max-drop", metavar="AMOUNT", help="How far the metric may fall, as in 0.5% or 0.01.")
 @click.option(

@@ -24,6 +24,17 @@ shape_option = click.option(
 )
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of drawn inputs.")
 input_option = click.option("--input", "data", type=FILE, help="Inputs: an .npz file with an array per input.")
+calib_option = click.option(
+    "--calib",
+    type=FILE,
+    metavar="DATA",
+    help="Calibration inputs: an .npz or .npy file, a folder of them, or MODULE:FUNCTION; see docs/calibration.md.",
+)
+calib_cache_option = click.option(
+    "--calib-cache",
+    metavar="FOLDER|off",
+    help="Where statistics over calibration data are kept.  [default: in the user's cache]",
+)
 check_option = click.option(
     "--check",
     metavar="MODULE:FUNCTION|TOLERANCE",

@@ -14,7 +14,7 @@ from optc.tools import pipeline_text
 from optc.tools.console import Bars, show
 from optc.tools.files import write_text
 from optc.tools.page import PAGES, page_of
-from optc.tools.parameters import FILE, common, names, seed_option, shape_option
+from optc.tools.parameters import FILE, calib_cache_option, calib_option, common, names, seed_option, shape_option
 
 
 @click.command("report", short_help="Write a page that shows what a compile does and why.")
@@ -23,7 +23,8 @@ from optc.tools.parameters import FILE, common, names, seed_option, shape_option
 @click.option("--target", default="cpu", show_default=True, help="What to optimize for; see 'optc targets'.")
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's.")
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
-@click.option("--calib", type=FILE, help="Calibration inputs: an .npz file, or a folder of them.")
+@calib_option
+@calib_cache_option
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Time the result against the original.")
 @click.option("-o", "--output", type=FILE, help="The page.  [default: MODEL.report.html in the current folder]")
 @shape_option

@@ -13,8 +13,8 @@ import onnx_ir
 import optc
 from optc.inputs import draw_inputs, input_specs, signature, usual_bindings
 from optc.ir.model import load
-from optc.samples import load_samples
 from optc.shapes import dim_sizes
+from optc.sources import load_samples
 from optc.tools.console import show, table
 from optc.tools.files import write_arrays
 from optc.tools.parameters import FILE, common, input_option, plural, seed_option, shape_option

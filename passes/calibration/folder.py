@@ -103,13 +103,10 @@ class SweepFolder:
         return file.with_name(f".{file.name}.{os.getpid()}.tmp")
 
 
-def make_room(folder: Path, limit: int, keep: Path) -> None:
-    """Remove the sweeps that were used longest ago until those in ``folder`` take at most ``limit`` bytes.
+def make_room(folder: Path, limit: int) -> None:
+    """Remove the sweeps that were used longest ago until those in a folder take at most ``limit`` bytes.
 
-    Args:
-        folder: A folder with a folder per sweep.
-        limit: Bytes.
-        keep: The one that stays whatever its size.
+    The one that was used last stays whatever its size.
     """
     found = []
     with contextlib.suppress(OSError):
@@ -118,9 +115,7 @@ def make_room(folder: Path, limit: int, keep: Path) -> None:
                 size = sum(file.stat().st_size for file in path.iterdir())
                 found.append(((path / "plan.json").stat().st_mtime, size, path))
     total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if total <= limit:
-            return
-        if path != keep:
+    for _, size, path in sorted(found)[:-1]:
+        if total > limit:
             shutil.rmtree(path, ignore_errors=True)
             total -= size

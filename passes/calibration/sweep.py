@@ -82,7 +82,7 @@ def sweep(
         folder: Where sweeps are kept, each under a digest of all that goes into it. None keeps nothing.
         budget: Bytes that one run may hold, about: activations that are looked at, and what is gathered of them.
         seed: Of draws of rows and positions.
-        save_every: Seconds between writing the state down; less often where that takes long.
+        save_every: Seconds between writing the state down, more where that takes long; 0 for after every sample.
         progress: Is told after every sample: (samples done, samples in all), every group counted.
 
     Raises:
@@ -214,7 +214,7 @@ class _Sweep:
                 start = time.monotonic()
                 place.write(number, _written(records), count)
                 end = time.monotonic()
-                due = end + max(self.save_every, 10 * (end - start))
+                due = end + (max(self.save_every, 10 * (end - start)) if self.save_every else 0)
         if count != len(self.samples):
             raise DataError(
                 f"the calibration data gave {len(self.samples)} samples at first and {count} later",

@@ -8,7 +8,8 @@ import pytest
 
 from optc.backends.base import ValueSpec
 from optc.ir.errors import DataError
-from optc.samples import check_sample, load_samples
+from optc.samples import check_sample
+from optc.sources import load_samples
 
 IDS = ValueSpec("ids", onnx_ir.DataType.INT64, ("batch", "seq"))
 MASK = ValueSpec("mask", onnx_ir.DataType.INT64, ("batch", "seq"))
@@ -123,7 +124,7 @@ def test_missing_files_single_arrays_pickles_and_empty_folders(tmp_path):
         load_samples(tmp_path / "none.npz", [IDS])
     np.save(tmp_path / "one.npy", ints(3))
     with pytest.raises(DataError, match="a single array without a name"):
-        load_samples(tmp_path / "one.npy", [IDS])
+        load_samples(tmp_path / "one.npy", [IDS, MASK])
     np.savez(tmp_path / "pickle.npz", ids=np.array([{"a": 1}], object))
     with pytest.raises(DataError, match="pickles are refused"):
         load_samples(tmp_path / "pickle.npz", [IDS])

@@ -30,8 +30,8 @@ from optc.options import Options
 from optc.passes.levels import builtin_levels
 from optc.passes.pipeline import parse_pipeline
 from optc.passes.registry import pass_registry
-from optc.samples import load_samples
 from optc.shapes import dim_sizes
+from optc.sources import load_samples
 
 from .damage import Damage, bytewise, protobuf, tree
 from .graphs import graph

@@ -24,7 +24,7 @@ def histogram_of(arrays) -> Histogram:
 def check(histogram: Histogram, values: np.ndarray) -> None:
     expected, _ = np.histogram(values.astype(np.float64), histogram.edges)
     np.testing.assert_array_equal(histogram.counts, expected)
-    assert histogram.total == values.size and (abs(values) < histogram.limit).all()
+    assert histogram.total == values.size and (abs(values.astype(np.float64)) < histogram.limit).all()
 
 
 @settings(deadline=None)

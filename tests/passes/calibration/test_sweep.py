@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
 import numpy as np
@@ -15,6 +20,7 @@ import pytest
 from optc.backends.ort import Session
 from optc.ir.errors import DataError
 from optc.ir.model import load
+from optc.passes.calibration.folder import make_room
 from optc.passes.calibration.store import Request
 from optc.passes.calibration.sweep import sweep
 from optc.passes.calibration.views import COLUMNS, Patches
@@ -145,3 +151,163 @@ def test_patches_are_what_a_convolution_multiplies() -> None:
 def test_columns_of_another_axis() -> None:
     x = RNG.standard_normal((3, 5)).astype(np.float32)
     np.testing.assert_array_equal(COLUMNS.rows(x, RNG), x)
+
+
+# interrupted -------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def counting(runs: list[int], limit: int | None = None):
+    """An opener whose sessions count how often they run, and die after so many times."""
+
+    class Counted:
+        def __init__(self, copy) -> None:
+            self.session = OPEN(copy)
+
+        def run(self, feeds):
+            if limit is not None and runs[0] == limit:
+                raise Killed
+            runs[0] += 1
+            return self.session.run(feeds)
+
+    return Counted
+
+
+def everything(found) -> dict[str, np.ndarray]:
+    return {f"{name} {key}": array for name, record in found._records.items() for key, array in record.items()}
+
+
+def check_same(one, two) -> None:
+    first, second = everything(one), everything(two)
+    assert set(first) == set(second) and len(first) > 10
+    for key, array in first.items():
+        np.testing.assert_array_equal(array, second[key], err_msg=key)
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 1], ids=["one group", "a group each"])
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, budget) -> None:
+    data = Data(ragged(40))
+    whole = sweep(model(), ALL, data, OPEN, budget=budget)
+    runs, starts = [0], 0
+    while True:
+        starts += 1
+        try:
+            opener = counting(runs, runs[0] + 11)
+            found = sweep(model(), ALL, data, opener, budget=budget, folder=tmp_path, save_every=0)
+            break
+        except Killed:
+            continue
+    check_same(whole, found)
+    fresh = [0]
+    sweep(model(), ALL, data, counting(fresh), budget=budget)
+    assert starts > 3
+    # No sample ran twice, except the few whose shapes are looked at before each start has a plan.
+    assert runs[0] <= fresh[0] + 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nothing", None])
+def test_a_damaged_state_is_started_anew(tmp_path, damage) -> None:
+    data = Data(ragged(10))
+    whole = sweep(model(), ALL, data, OPEN)
+    with pytest.raises(Killed):
+        sweep(model(), ALL, data, counting([0], 9), folder=tmp_path, save_every=0)
+    (state,) = tmp_path.glob("*/*.part.npz")
+    state.write_bytes(state.read_bytes()[:-200] if damage is None else damage)
+    check_same(whole, sweep(model(), ALL, data, OPEN, folder=tmp_path))
+    (plan,) = tmp_path.glob("*/plan.json")
+    plan.write_text("{")
+    check_same(whole, sweep(model(), ALL, data, OPEN, folder=tmp_path))
+
+
+def test_a_killed_process_is_followed_by_another(tmp_path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{KILLED}", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.strip() == "25":
+            child.kill()
+            break
+    assert child.wait() == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*/*.part.npz"))) == 1
+    data, runs = Data(ragged(40)), [0]
+    found = sweep(model(), ALL, data, counting(runs), folder=tmp_path)
+    assert 10 <= runs[0] < 20
+    check_same(sweep(model(), ALL, data, OPEN), found)
+    assert not list(tmp_path.glob("*/*.part.npz"))
+
+
+KILLED = f"""
+import importlib.util, pathlib, time
+spec = importlib.util.spec_from_file_location("again", {__file__!r})
+again = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(again)
+def tell(done, total):
+    print(done, flush=True)
+    time.sleep(0.01)
+data = again.Data(again.ragged(40))
+again.sweep(again.model(), again.ALL, data, again.OPEN, folder=pathlib.Path(sys.argv[1]), save_every=0, progress=tell)
+"""
+
+
+def test_two_samples_in_another_order_are_other_data(tmp_path) -> None:
+    arrays = ragged(3)
+    sweep(model(), ALL, Data(arrays), OPEN, folder=tmp_path)
+    sweep(model(), ALL, Data(arrays[::-1]), OPEN, folder=tmp_path)
+    other = model()
+    other.graph.initializers["w"].const_value = onnx_ir.tensor(np.ones((6, 8), np.float32), name="w")
+    sweep(other, ALL, Data(arrays), OPEN, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_data_that_runs_out_is_said() -> None:
+    class Less(Data):
+        def __iter__(self):
+            return iter(list(super().__iter__())[: 10 if self.rounds > 1 else 20])
+
+    data = Less(ragged())
+    with pytest.raises(DataError, match="20 samples at first and 10 later"):
+        sweep(model(), ALL, data, OPEN)
+
+
+def test_old_sweeps_make_room(tmp_path) -> None:
+    for age, count in ((30, 2), (20, 3), (10, 4)):
+        sweep(model(), ALL, Data(ragged(count)), OPEN, folder=tmp_path)
+        for folder in tmp_path.iterdir():
+            for plan in folder.glob("plan.json"):
+                if time.time() - plan.stat().st_mtime < 5:
+                    os.utime(plan, (time.time() - age,) * 2)
+    size = sum(file.stat().st_size for file in tmp_path.glob("*/*"))
+    by_age = sorted(tmp_path.iterdir(), key=lambda folder: (folder / "plan.json").stat().st_mtime)
+    make_room(tmp_path, size - 1)
+    assert set(tmp_path.iterdir()) == set(by_age[1:])
+    make_room(tmp_path, 0)
+    assert set(tmp_path.iterdir()) == {by_age[2]}
+
+
+# odd data ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_finite_is_counted_and_named() -> None:
+    arrays = ragged(4)
+    arrays[2][0, 1, 3] = np.nan
+    arrays[3][0, 0, 0] = np.inf
+    found = sweep(model(), [Request("x", histogram=True, channels=-1, gram=True, rows=100)], Data(arrays), OPEN)
+    assert found.odd() == {"x": (1, 1)}
+    rows = np.concatenate([a.reshape(-1, 6) for a in arrays])
+    fine = rows[np.isfinite(rows).all(axis=1)]
+    assert len(found.rows("x")) == len(fine) == len(rows) - 2
+    np.testing.assert_allclose(found.gram("x"), fine.T.astype(float) @ fine / len(fine), rtol=1e-5)
+    assert found.histogram("x").total == np.isfinite(rows).sum() == found.channels("x", -1).count.sum()
+
+
+def test_channels_that_change_are_a_reason_not_an_error() -> None:
+    found = sweep(model(), [Request("x", channels=1), Request("b", channels=1, gram=True)], Data(ragged(3)), OPEN)
+    assert "3 channels in one sample and 4 in another" in found.why_not(Request("b", channels=1))
+    assert found.why_not(Request("b", gram=True)) is None
+    assert found.moments("x").count == sum(a.size for a in ragged(3))
