@@ -44,7 +44,7 @@ class Grid:
 
     def width(self, rows: int) -> int:
         """Weights in a block of a row with K = ``rows``."""
-        return self.block or rows
+        return min(self.block or rows, rows)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Codes:
 def in_blocks(weight: np.ndarray, block: int) -> np.ndarray:
     """(N, K) as (N, blocks, width) float32; the last block is filled up with zeros."""
     rows, columns = weight.shape
-    width = block or columns
+    width = min(block or columns, columns)
     missing = -columns % width
     if missing:
         weight = np.pad(weight, ((0, 0), (0, missing)))

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from optc.passes.calibration.store import Request, Statistics
-from optc.passes.calibration.views import COLUMNS, Patches, View
+from optc.passes.calibration.views import COLUMNS, Columns
 from optc.passes.compress.layers import Layer
 from optc.passes.compress.weights.gptq import Correlation
 
@@ -66,10 +66,8 @@ class KnownInputs:
 
 
 def gram_request(layer: Layer) -> Request | None:
-    """What is asked of the statistics for one layer; None for what does not multiply rows of its input."""
-    if layer.kind == "lookup" or layer.groups != 1:
+    """What is asked of the statistics for a product, or for a convolution of single pixels; None for other layers."""
+    if layer.kind == "lookup":
         return None
-    shape = layer.weight.shape
-    patches = layer.kind == "conv" and shape is not None
-    view: View = Patches.of(layer.node, shape.numpy()[2:]) if patches else COLUMNS
+    view = Columns(axis=1) if layer.kind == "conv" else COLUMNS
     return Request(layer.x.name or "", gram=True, view=view)

@@ -15,7 +15,7 @@ from optc.passes.compress.weights.codes import Grid, Zeros
 from optc.passes.compress.weights.forms import Form, usable_forms
 from optc.passes.compress.weights.inputs import KnownInputs, gram_request
 from optc.passes.compress.weights.methods import METHODS, quantize
-from optc.passes.compress.weights.writing import bytes_of, why_not, write
+from optc.passes.compress.weights.writing import bytes_of, form_for, write
 
 #: Constants up to this many bytes stay in memory.
 _SMALL = 1 << 16
@@ -101,15 +101,10 @@ class QuantizeWeights(Pass):
         def supports(domain: str, op: str, version: int) -> bool:
             return bool(kernels.supports(domain, op, version, provider=ctx.target.provider))
 
-        reason = "the target's runtime computes with no such weights"
-        for form in usable_forms("onnxruntime", supports):
-            if layer.kind != "lookup" and form.rounds_activations != (self.activations == "int8"):
-                continue
-            problem = form.why_not(self._grid, layer.rows) or why_not(layer, form, ctx.facts)
-            if problem is None:
-                return form
-            reason = problem
-        return reason
+        rounds = self.activations == "int8"
+        forms = usable_forms("onnxruntime", supports)
+        wanted = [form for form in forms if form.lookup is not None or form.rounds_activations == rounds]
+        return form_for(layer, self._grid, wanted, ctx.facts)
 
     def _known(self, ctx: PassContext, layers: list[Layer]) -> KnownInputs:
         if not METHODS[self.method].needs_inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir
@@ -10,15 +10,27 @@ import onnx_ir
 from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
 from optc.passes.compress.layers import Layer
-from optc.passes.compress.weights.codes import Codes
+from optc.passes.compress.weights.codes import Codes, Grid
 from optc.passes.compress.weights.forms import Form
 
 
-def why_not(layer: Layer, form: Form, facts: Facts) -> str | None:
-    """Why a layer cannot be written in a form, whatever its codes are; None if it can."""
-    if (form.lookup if layer.kind == "lookup" else form.product) is None:
-        return f"{form.name} does not do what {layer.node.op_type} does"
-    return _not_pixelwise(layer, facts) if layer.kind == "conv" else None
+def form_for(layer: Layer, grid: Grid, forms: Sequence[Form], facts: Facts) -> Form | str:
+    """The first form in which a layer with weights on a grid can be written, or why there is none.
+
+    Args:
+        layer: The layer.
+        grid: What its weights are to be rounded to.
+        forms: Those that the target has, the preferred first.
+        facts: What is known of its graph.
+    """
+    doing = [form for form in forms if (form.lookup if layer.kind == "lookup" else form.product) is not None]
+    if not doing:
+        return f"the target's runtime has no {layer.node.op_type} with weights of {grid.bits} bits in blocks"
+    problem = _not_pixelwise(layer, facts) if layer.kind == "conv" else None
+    if problem is not None:
+        return problem
+    problems = [form.why_not(grid, layer.rows) for form in doing]
+    return next((form for form, problem in zip(doing, problems, strict=True) if problem is None), problems[0] or "")
 
 
 def write(
@@ -33,7 +45,7 @@ def write(
 
     Args:
         rewriter: Of the layer's model.
-        layer: One that :func:`why_not` has nothing against.
+        layer: One that :func:`form_for` has a form for.
         codes: Its weight, (N, K).
         form: How to write it; it can store ``codes``.
         rule: What the new nodes are stamped with.
@@ -42,7 +54,13 @@ def write(
     node, weight = layer.node, layer.weight
     before = set(rewriter.model.graph.initializers)
     with rewriter.at(node, rule):
-        y = _written(rewriter, layer, codes, form, weight.name or layer.name)
+        name = weight.name or layer.name
+        if layer.kind == "lookup":
+            assert form.lookup is not None
+            y = form.lookup(rewriter, layer.x, codes, name)
+        else:
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            y = product(rewriter, layer.x, codes, form, name, bias, pixels=layer.kind == "conv")
         rewriter.facts.assume(y, like=node.outputs[0])
         rewriter.keep_name(node.outputs[0], rewriter.replace(node.outputs[0], y))
     rewriter.erase(node)
@@ -52,22 +70,34 @@ def write(
             value.const_value = keep(value.const_value)
 
 
-def _written(rewriter: Rewriter, layer: Layer, codes: Codes, form: Form, name: str) -> onnx_ir.Value:
-    if layer.kind == "lookup":
-        assert form.lookup is not None
-        return form.lookup(rewriter, layer.x, codes, name)
+def product(
+    rewriter: Rewriter,
+    x: onnx_ir.Value,
+    codes: Codes,
+    form: Form,
+    name: str,
+    bias: onnx_ir.Value | None = None,
+    pixels: bool = False,
+) -> onnx_ir.Value:
+    """Write ``x @ W.T + bias`` for x (..., K), or for the pixels of x (B, K, ...), and return it.
+
+    Args:
+        rewriter: Knows where.
+        x: The activations.
+        codes: W, (N, K).
+        form: How to write it.
+        name: What constants are called after.
+        bias: (N,), or what broadcasts to the result.
+        pixels: Whether the channels are the second axis.
+    """
     assert form.product is not None
-    bias = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
-    if layer.kind == "matmul":
-        y = form.product(rewriter, layer.x, codes, name)
-        return y if bias is None else rewriter.op("Add", y, bias)
-    rank = rewriter.facts.rank(layer.x)
-    assert rank is not None, "a convolution's weight tells its rank"
-    pixels = rewriter.op("Transpose", layer.x, perm=[0, *range(2, rank), 1])
-    y = form.product(rewriter, pixels, codes, name)
+    rank = rewriter.facts.rank(x) or 0
+    if pixels:
+        x = rewriter.op("Transpose", x, perm=[0, *range(2, rank), 1])
+    y = form.product(rewriter, x, codes, name)
     if bias is not None:
         y = rewriter.op("Add", y, bias)
-    return rewriter.op("Transpose", y, perm=[0, rank - 1, *range(1, rank - 1)])
+    return rewriter.op("Transpose", y, perm=[0, rank - 1, *range(1, rank - 1)]) if pixels else y
 
 
 def _not_pixelwise(layer: Layer, facts: Facts) -> str | None:
