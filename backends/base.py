@@ -10,9 +10,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import onnx_ir
 
+from optc.ir.errors import DataError
 from optc.ir.targets import Target
 
 Dim = int | str | None
+#: Keys in a model's metadata: the backend it was made for, and what floats are to be computed in.
+MADE_FOR, PRECISION_KEY = "optc.backend", "optc.inference_precision"
 Kind = Literal["tensor", "sparse", "sequence", "optional", "map"]
 
 
@@ -170,6 +173,54 @@ class Backend(Protocol):
         ...
 
 
+class Kernels(Protocol):
+    """The operators that a runtime has."""
+
+    def supports(
+        self,
+        domain: str,
+        op: str,
+        opset_version: int,
+        dtypes: Mapping[str, Any] | Any | None = None,
+        provider: str = ...,
+    ) -> bool:
+        """Whether there is a kernel for the element type of the first input, or of each type variable."""
+        ...
+
+
+@runtime_checkable
+class HostBackend(Backend, Protocol):
+    """A backend whose runtime takes graphs of operators, and can run them on this machine while they are being made.
+
+    Passes write for its kernels, and measure with its runner.
+    """
+
+    @property
+    def kernels(self) -> Kernels: ...
+
+    def on(self, target: Target) -> Target:
+        """The target with the runtime's own name as its ``provider``; BackendError where it cannot serve it."""
+        ...
+
+    def here(self, target: Target) -> bool:
+        """Whether this machine has what the target runs on."""
+        ...
+
+    def problem(self, model: onnx_ir.Model) -> str | None:
+        """Why the runtime cannot run a model as it stands; None where nothing is known to be in the way."""
+        ...
+
+    def runner(self, model: onnx_ir.Model, *, plain: bool = False, few_runs: bool = False) -> Runner:
+        """A model in memory, opened as in production.
+
+        Args:
+            model: The model.
+            plain: Compute what is written in it and no more, if the runtime can be told so.
+            few_runs: Spend no time on opening that only many runs bring in again.
+        """
+        ...
+
+
 @runtime_checkable
 class CompilingBackend(Backend, Protocol):
     """A backend that generates code: it takes fused ops as they are, and may build for several devices at once."""
@@ -183,3 +234,21 @@ class CompilingBackend(Backend, Protocol):
     ) -> Artifact:
         """Write ``model`` for ``targets`` to ``out``, whole or not at all; ``shapes`` are usual sizes of its dims."""
         ...
+
+
+def check_names(feeds: Mapping[str, Any], inputs: Sequence[ValueSpec], where: str | None) -> None:
+    """Refuse feeds that leave out an input, or bring one that there is not.
+
+    Raises:
+        DataError: They do; the message names them.
+    """
+    wanted = [spec.name for spec in inputs]
+    missing = [name for name in wanted if name not in feeds]
+    unknown = [name for name in feeds if name not in wanted]
+    if missing or unknown:
+        parts = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(unknown)
+        raise DataError(
+            f"the inputs do not fit the model ({'; '.join(parts)})",
+            where=where,
+            hint=f"the model takes {', '.join(map(str, inputs)) or 'no inputs'}",
+        )

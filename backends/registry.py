@@ -11,6 +11,7 @@ from optc.ir.registry import Registry
 #: Built-in backends: name -> "module:attribute", a backend or a class that makes one. A new backend is one more row.
 BUILTIN: dict[str, str] = {
     "onnxruntime": "optc.backends.ort:OnnxRuntimeBackend",
+    "openvino": "optc.backends.openvino:OpenVinoBackend",
     "tensorrt": "optc.backends.planned:TENSORRT",
     "triton": "optc.backends.triton.backend:TritonBackend",
 }

@@ -12,16 +12,18 @@ from typing import Any
 import onnx
 import onnx_ir
 
-from optc import reproducer
-from optc.backends.base import Artifact, CompilingBackend, Runner
+from optc import auto, reproducer
+from optc.backends.base import MADE_FOR, PRECISION_KEY, Artifact, CompilingBackend, Runner
 from optc.environment import Environment
+from optc.host import AUTO, ENDINGS
 from optc.inputs import symbols
-from optc.ir.errors import OptcError, OutputError, UsageError
+from optc.ir.errors import BackendError, OptcError, OutputError, UsageError
 from optc.ir.journal import Journal
 from optc.ir.model import ModelSource, load
 from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
 from optc.ir.targets import suggestion
+from optc.measure import Measure
 from optc.options import Options
 from optc.passes.base import Pass
 from optc.passes.manager import PassRecord, PipelineResult
@@ -66,7 +68,10 @@ def compile(
     Raises:
         OptcError: The model, an option or the output is no good; nothing was written then.
     """
-    return _Compile(Options.of(**options), environment or default_environment(), progress or Silent()).run(model)
+    checked, environment, progress = Options.of(**options), environment or default_environment(), progress or Silent()
+    if checked.backend == AUTO:
+        return auto.compile(model, checked, environment, lambda given: _Compile(given, environment, progress))
+    return _Compile(checked, environment, progress).run(model)
 
 
 def optimize(model: ModelSource, **options: Any) -> onnx.ModelProto:
@@ -81,13 +86,21 @@ def open_artifact(path: str | os.PathLike[str], *, environment: Environment | No
         path: The file.
         environment: Backends to choose from.
         options: Options of the backend's runner (threads, providers, ...).
+
+    An ONNX file is opened with the backend that it was made for where that is installed, else with ONNX Runtime.
     """
     path = Path(path)
     backends = (environment or default_environment()).backends
     if path.is_dir():
         return backends.get("triton").open(path, **options)
-    load(path)  # what is no model, or lacks its data, is refused in plain words; weights are not read
-    return backends.get("onnxruntime").open(path, **options)
+    if path.suffix.lower() in ENDINGS:
+        return backends.get(ENDINGS[path.suffix.lower()]).open(path, **options)
+    model = load(path)  # what is no model, or lacks its data, is refused in plain words; weights are not read
+    made_for = model.metadata_props.get(MADE_FOR, "")
+    backend = backends.get(made_for) if made_for in backends else None
+    if backend is None or not backend.probe().ready:
+        backend = backends.get("onnxruntime")
+    return backend.open(path, **options)
 
 
 class _Compile:
@@ -96,6 +109,8 @@ class _Compile:
     def __init__(self, options: Options, environment: Environment, progress: Progress) -> None:
         self.options, self.environment, self.progress = options, environment, progress
         self.plan = Plan.of(options, environment)
+        self.measure: Measure
+        self.recipe: Any = None
         for path in (options.output, options.save_recipe):
             _check_output(path)
 
@@ -103,6 +118,8 @@ class _Compile:
         start = time.perf_counter()
         self.progress.start("load")
         original = load(source)
+        for key in (MADE_FOR, PRECISION_KEY):
+            original.metadata_props.pop(key, None)  # of an earlier compile
         self.progress.finish("load")
         try:
             result = self._compile(original, source, start)
@@ -138,8 +155,15 @@ class _Compile:
     def _compile(self, original: onnx_ir.Model, source: ModelSource, start: float) -> Result:
         _check_shapes(self.options.shapes, original)
         rewriting = Rewriting(original, self.plan, self.options, self.progress)
-        rewriting.measure.check_data()
+        self.measure = rewriting.measure
+        self.measure.check_data()
+        problem = self.plan.host.problem(original)
+        if problem is not None:
+            raise BackendError(
+                f"{self.plan.host.name} cannot run this model: {problem}", hint="use --backend=onnxruntime"
+            )
         result, verification = self._passes(rewriting)
+        self.recipe = result.recipe
         report = Report.of(
             source=source,
             options=self.options,
@@ -162,11 +186,17 @@ class _Compile:
             report.latency = rewriting.measure.latency(result.model)
             self.progress.finish("measure")
         # Last of all: whatever goes wrong or is interrupted before this leaves no file behind.
-        artifact = self._emit(result.model) if self.options.output is not None else None
-        if self.options.save_recipe is not None:
-            report.notes.append(_save_recipe(self.options.save_recipe, result.recipe))
-        report.finish(artifact, time.perf_counter() - start)
-        return Result(result.model, report, artifact.path if artifact else None)
+        done = Result(result.model, report, None)
+        self.write(done, self.options, start)
+        return done
+
+    def write(self, result: Result, options: Options, start: float) -> None:
+        """Write what was asked for, and finish the report; ``start`` is when the work began."""
+        artifact = self._emit(result.model, options.output) if options.output is not None else None
+        if options.save_recipe is not None:
+            result.report.notes.append(_save_recipe(options.save_recipe, self.recipe))
+        result.report.finish(artifact, time.perf_counter() - start)
+        result.artifact = artifact.path if artifact is not None else None
 
     def _passes(self, rewriting: Rewriting) -> tuple[PipelineResult, Verification]:
         """Run the pipeline; if the result is wrong, again with checks that find out which rewrites are to blame."""
@@ -211,13 +241,12 @@ class _Compile:
         self.progress.finish(stage)
         return result
 
-    def _emit(self, model: onnx_ir.Model) -> Artifact:
-        assert self.options.output is not None
+    def _emit(self, model: onnx_ir.Model, output: Path) -> Artifact:
         self.progress.start("emit")
         if isinstance(self.plan.backend, CompilingBackend):
-            artifact = self.plan.backend.compile(model, self.plan.targets, self.options.output, self.options.shapes)
+            artifact = self.plan.backend.compile(model, self.plan.targets, output, self.options.shapes)
         else:
-            artifact = self.plan.backend.emit(model, self.plan.target, self.options.output)
+            artifact = self.plan.backend.emit(model, self.plan.target, output)
         self.progress.finish("emit")
         return artifact
 

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir
 
 from optc.backends import timing
-from optc.backends.ort import Session
+from optc.backends.base import HostBackend, Runner
+from optc.backends.ort import OnnxRuntimeBackend, Session
 from optc.callables import find_callable
 from optc.inputs import draw_inputs, input_specs, usual_bindings
 from optc.ir.errors import OptcError, UsageError
@@ -55,10 +56,14 @@ class Measure:
         original: The model as it was given.
         target: What the result will run on; only what this machine can run is measured.
         options: Calibration data, metric, budget, dims and seed.
+        host: Runs candidates; the original's outputs are always those of ONNX Runtime.
     """
 
-    def __init__(self, original: onnx_ir.Model, target: Target, options: Options) -> None:
+    def __init__(
+        self, original: onnx_ir.Model, target: Target, options: Options, host: HostBackend | None = None
+    ) -> None:
         self.original, self.target, self.options = original, target, options
+        self.host: HostBackend = OnnxRuntimeBackend() if host is None else host
         self.max_error = options.max_error
         self._metric = find_callable(options.metric, "metric") if options.metric is not None else None
 
@@ -101,7 +106,7 @@ class Measure:
     @cached_property
     def references(self) -> list[dict[str, Any]]:
         """The original's outputs for each sample, with onnxruntime's own optimizations off."""
-        return self._outputs(self.original)
+        return self._outputs(self._session(self.original))
 
     @cached_property
     def _reference_metric(self) -> float:
@@ -117,7 +122,7 @@ class Measure:
 
     def judge(self, model: onnx_ir.Model) -> Judgement:
         """Measure a candidate against the budget: the user's metric where there is one, the error otherwise."""
-        outputs = self._outputs(model)
+        outputs = self._outputs(self.host.runner(model, plain=True))
         error = relative_error(self.references, outputs)
         if self._metric is not None:
             score, floor = self._score(outputs), self._floor()
@@ -153,9 +158,9 @@ class Measure:
         copy.graph.outputs.extend(inner[name] for name in names if name not in present)
         return self._session(copy), names
 
-    def open(self, model: onnx_ir.Model) -> Session:
+    def open(self, model: onnx_ir.Model) -> Runner:
         """A model ready to run as it will run in production."""
-        return Session(model, spinning=False)
+        return self.host.runner(model)
 
     def time(self, calls: Mapping[str, Callable[[], Any]], budget: float) -> dict[str, float]:
         """Seconds per call of each, taking turns; at most about ``budget`` seconds in all."""
@@ -174,6 +179,11 @@ class Measure:
         bindings = {**usual_bindings(self.original, _LATENCY_SIZES), **self.options.shapes}
         return draw_inputs(self.original, bindings, self.options.seed)
 
+    @property
+    def sizes(self) -> str:
+        """The sizes of the inputs that are timed, for reports."""
+        return ", ".join(f"{name} {list(array.shape)}" for name, array in self.latency_feeds.items())
+
     def latency(self, result: onnx_ir.Model) -> Latency:
         """The result's time against the original's."""
         if self.why_not_timed is not None:
@@ -182,18 +192,16 @@ class Measure:
             comparison = self.compare({"original": self.original, "result": result})
         except OptcError as error:
             return Latency(False, reason=error.what)
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.latency_feeds.items())
-        return Latency.of(comparison, f"onnxruntime on this CPU, {shapes}")
+        return Latency.of(comparison, f"{self.host.name} on this CPU, {self.sizes}")
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _session(self, model: onnx_ir.Model) -> Session:
         return Session(model, optimization="off", spinning=False)
 
-    def _outputs(self, model: onnx_ir.Model) -> list[dict[str, Any]]:
-        session = self._session(model)
+    def _outputs(self, runner: Runner) -> list[dict[str, Any]]:
         samples = self.samples if self._metric is not None else self._few
-        return [session.run(sample) for sample in samples]
+        return [runner.run(sample) for sample in samples]
 
     def _score(self, outputs: Sequence[Mapping[str, Any]]) -> float:
         assert self._metric is not None

@@ -24,7 +24,8 @@ class Options:
     Attributes:
         level: Optimization level, 0 to 3.
         target: Name of the target, or several with commas between them; see ``optc targets``.
-        backend: Name of the backend that emits the artifact; None chooses by the target and the output's ending.
+        backend: Name of the backend that emits the artifact; None chooses by the target and the output's ending, and
+            "auto" has every runtime for CPUs that is installed try, and keeps the fastest.
         output: Where to write it; None keeps the result in memory.
         passes: Pipeline text that replaces the level's.
         skip: Names of passes to leave out.

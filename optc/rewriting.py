@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx_ir
 
-from optc.backends import ort_kernels
-from optc.backends.base import Backend, CompilingBackend
+from optc.backends.base import Backend, CompilingBackend, HostBackend
 from optc.backends.ort_eval import Evaluator
 from optc.environment import Environment
+from optc.host import chosen_backend, host_of
 from optc.ir.errors import UsageError
 from optc.ir.functions import runnable
 from optc.ir.journal import Journal
@@ -26,15 +26,6 @@ from optc.statistics import Collector
 
 #: Passes that write a graph for a runtime with a fixed set of kernels; a backend that compiles does without.
 _FOR_RUNTIMES = frozenset({"emit"})
-
-
-def chosen_backend(options: Options, target: Target) -> str:
-    """The backend that is named; else the target's, unless what is asked for is a model."""
-    if options.backend is not None:
-        return options.backend
-    if options.output is None or options.output.suffix == ".onnx":
-        return "onnxruntime"
-    return "triton" if options.output.suffix == ".optc" else target.backend
 
 
 @dataclass(frozen=True)
@@ -56,6 +47,11 @@ class Plan:
         """The target that rewriting looks at."""
         return self.targets[0]
 
+    @property
+    def host(self) -> HostBackend:
+        """What runs graphs while they are made."""
+        return host_of(self.backend)
+
     @classmethod
     def of(cls, options: Options, environment: Environment) -> Plan:
         """The plan.
@@ -73,6 +69,7 @@ class Plan:
             raise UsageError(
                 f"the {backend.name} backend builds for one target at a time", hint="--backend=triton for several"
             )
+        targets = [host_of(backend).on(target) for target in targets]
         pipeline = with_options(skip_passes(pipeline, list(options.skip)), options.of_passes())
         return cls(targets, backend, pipeline)
 
@@ -94,13 +91,13 @@ class Rewriting:
     progress: Progress
 
     def __post_init__(self) -> None:
-        self.measure = Measure(self.original, self.plan.target, self.options)
+        self.measure = Measure(self.original, self.plan.target, self.options, self.plan.host)
         self.statistics = Collector(self.measure, self.options, self.progress)
         compiling = isinstance(self.plan.backend, CompilingBackend)
         self._services: dict[str, Any] = {
             "evaluator": Evaluator(),
             # A backend that compiles has no integer kernels to write graphs for yet.
-            "kernels": None if compiling else ort_kernels,
+            "kernels": None if compiling else self.plan.host.kernels,
             "measure": self.measure,
             "progress": self.progress,
             "statistics": self.statistics,
@@ -125,4 +122,4 @@ class Rewriting:
         return result
 
 
-__all__ = ["Plan", "Rewriting", "chosen_backend"]
+__all__ = ["Plan", "Rewriting"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import onnx_ir
-import onnxruntime
 
-from optc.equivalence import Check, Reference, Run, Verdict, open_optimized
+from optc.equivalence import Check, Reference, Run, Verdict
 from optc.measure import Measure
 from optc.numeric import Tolerance, coarsest_float, quantizes, tolerance
 from optc.options import Options
@@ -22,6 +21,8 @@ _STATUS: dict[str, Literal["passed", "failed", "skipped"]] = {
     "failed": "failed",
     "unverified": "skipped",
 }
+#: The backend whose numbers are the measure of all others.
+_REFEREE = "onnxruntime"
 #: What a lossy result must hold at sizes that the budget was not measured at: run, and be of the right order.
 _LOSSY_SANITY = Tolerance(rel_l2=1.0, element=float("inf"), zero=float("inf"), integer_share=1.0)
 
@@ -33,7 +34,7 @@ _SIZES_BETWEEN, _LARGE_WEIGHTS = 2, 512 << 20
 class Verifier:
     """Checks candidates against one original; the original runs once, when first needed.
 
-    A result is opened as in production, with ONNX Runtime's own optimizations on. Only where that is wrong it is opened
+    A result is opened as in production, with the runtime's own optimizations on. Only where that is wrong it is opened
     as it is written, to learn who is to blame. After a pass it is opened as it is written, which is faster.
 
     Args:
@@ -44,7 +45,8 @@ class Verifier:
 
     def __init__(self, original: onnx_ir.Model, options: Options, measure: Measure) -> None:
         self._original, self._options, self._measure = original, options, measure
-        self._here = measure.target.provider in onnxruntime.get_available_providers()
+        self._here = measure.host.here(measure.target)
+        self._open = partial(measure.host.runner, few_runs=True)
         self._suspects: list[Run] = []
         self._in_production = False
 
@@ -119,24 +121,28 @@ class Verifier:
     def _judge(self, model: onnx_ir.Model, limits: Numerics | Tolerance, runs: Sequence[Run] | None = None) -> Verdict:
         """Check as in production; what is wrong there is checked as it is written.
 
-        If that is right, ONNX Runtime's optimizations are wrong about what optc wrote. (Up to version 1.26, for one, a
-        FusedConv with a residual input loses its way in the blocked layout.) Where they change the original just as
-        much, the result is not to blame.
+        If that is right, the runtime's optimizations are wrong about what optc wrote. (Up to version 1.26 of ONNX
+        Runtime, for one, a FusedConv with a residual input loses its way in the blocked layout.) Where ONNX Runtime's
+        change the original just as much, the result is not to blame; another runtime is then no place for the model.
         """
         reference, budget = self._reference, self._options.max_error
-        production = reference.check(model, limits, budget, open=open_optimized, runs=runs)
+        production = reference.check(model, limits, budget, open=self._open, runs=runs)
         if production.state != "failed":
             return production
         verdict = reference.check(model, limits, budget, runs=runs)
         if verdict.state != "failed":
             wide = max(limits, Numerics.ROUNDING) if isinstance(limits, Numerics) else limits
             if wide != limits:
-                production = reference.check(model, wide, budget, open=open_optimized, runs=runs)
+                production = reference.check(model, wide, budget, open=self._open, runs=runs)
             if production.state != "failed":
                 return verdict
-            if reference.check(self._original, wide, budget, open=open_optimized, runs=runs).state == "failed":
+            host, reason = self._measure.host.name, production.reason
+            if reference.check(self._original, wide, budget, open=self._open, runs=runs).state != "failed":
+                reason = f"with {host}'s own optimizations on, {reason}"
+            elif host == _REFEREE:
                 return verdict
-            reason = f"with onnxruntime's own optimizations on, {production.reason}"
+            else:
+                reason = f"{host} gets other numbers of the original too, so it is no place for this model: {reason}"
             verdict, self._in_production = replace(production, reason=reason), True
         wrong = {check.label for check in verdict.checks if not check.ok}
         self._suspects = [run for run in reference.runs if run.label in wrong]

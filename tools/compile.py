@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import optc
+from optc.host import default_output
 from optc.ir.errors import OutputError, UsageError
 from optc.ir.model import load
 from optc.plugins import environment
@@ -33,12 +34,14 @@ from optc.tools.parameters import FILE, calib_cache_option, calib_option, common
 @click.option(
     "--target", default="cpu", show_default=True, help="What to optimize for (a100, or a100,h100); see 'optc targets'."
 )
-@click.option("--backend", help="What emits the file; see 'optc backends'.  [default: the target's]")
+@click.option(
+    "--backend", help="What emits the file; see 'optc backends'. auto: the fastest one here.  [default: the target's]"
+)
 @click.option(
     "-o",
     "--output",
     type=FILE,
-    help="File to write.  [default: MODEL.opt.onnx in the current folder, or MODEL.optc of compiled kernels]",
+    help="File to write.  [default: MODEL.opt.onnx here, .opt.xml for OpenVINO, MODEL.optc of compiled kernels]",
 )
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's.")
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
@@ -132,7 +135,7 @@ def _output(model: Path, output: Path | None, target: str, backend: str | None) 
     if backend is None:
         known = environment().targets.get(target.split(",")[0])
         backend = known.backend if known is not None else None
-    chosen = output if output is not None else Path(f"{model.stem}.{'optc' if backend == 'triton' else 'opt.onnx'}")
+    chosen = output if output is not None else default_output(model, backend or "")
     hint = "name another file with -o; optc keeps its input"
     if chosen.exists() and model.exists() and chosen.samefile(model):
         raise UsageError("the output is the model itself", where=str(chosen), hint=hint)

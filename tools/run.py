@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir
 
 import optc
+from optc.backends.base import Runner
+from optc.host import ENDINGS
 from optc.inputs import draw_inputs, input_specs, signature, usual_bindings
 from optc.ir.model import load
 from optc.shapes import dim_sizes
@@ -42,12 +44,8 @@ def command(
     options: dict[str, Any] = {
         name: value for name, value in {"threads": threads, "device": device}.items() if value is not None
     }
-    if model.is_dir():
-        runner = optc.load(model, **options)
-        graph = signature(runner.inputs)
-    else:
-        graph = load(model)
-        runner = optc.load(model, **options)
+    runner = optc.load(model, **options)
+    graph = graph_of(model, runner)
     samples = load_samples(data, input_specs(graph)) if data is not None else [drawn(graph, shapes, seed)]
     results = [runner.run(sample) for sample in samples]
     if output is not None:
@@ -59,6 +57,11 @@ def command(
     show(table(("", "name", "type", "min", "mean", "max"), rows, right=("min", "mean", "max")))
     if output is not None:
         show(f"wrote {output}")
+
+
+def graph_of(path: Path, runner: Runner) -> onnx_ir.Model:
+    """The graph that inputs are drawn for: the model itself, or what stands for one that is no longer ONNX."""
+    return signature(runner.inputs) if path.is_dir() or path.suffix.lower() in ENDINGS else load(path)
 
 
 def drawn(graph: onnx_ir.Model, shapes: Iterable[str], seed: int) -> dict[str, np.ndarray]:

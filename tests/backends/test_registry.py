@@ -37,7 +37,7 @@ NOT_A_BACKEND = 42
 
 def test_the_built_in_backends():
     registry = BackendRegistry()
-    assert list(registry) == ["onnxruntime", "tensorrt", "triton"]
+    assert list(registry) == ["onnxruntime", "openvino", "tensorrt", "triton"]
     for name in registry:
         backend = registry.get(name)
         assert isinstance(backend, Backend)
@@ -59,7 +59,7 @@ def test_whoever_compiles_no_kernels_never_loads_triton():
     code = (
         "import sys, optc.compiler, optc.tools.run, optc.tools.inspect, optc.tools.compile;"
         "from optc.backends.registry import BackendRegistry; BackendRegistry().probe();"
-        "sys.exit(bool({'triton', 'cuda', 'torch'} & set(sys.modules)))"
+        "sys.exit(bool({'triton', 'cuda', 'torch', 'openvino'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
