@@ -1,7 +1,7 @@
 """Arrays in ``.npy`` and ``.npz`` files, read piece by piece: the header first, then as much as is wanted.
 
-A stack of a thousand images never lies in memory: ``.npy`` files are mapped, members of an archive are read (and
-unpacked) as a stream.
+A stack of a thousand images never lies in memory: files and members of archives are read (and unpacked) as streams.
+They are not mapped, because pages of a mapped file that were read count as the process's memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ArraySource(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """An array in memory, or mapped from a file."""
+    """An array in memory."""
 
     array: np.ndarray
 
@@ -58,30 +58,39 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class Member:
-    """An array in an archive.
+class Stored:
+    """An array in a file.
 
     Attributes:
-        path: The ``.npz`` file.
-        name: The member's name there.
+        path: The ``.npy`` or ``.npz`` file.
+        member: The array's name in an archive.
         shape, dtype, fortran: What its header says.
     """
 
     path: Path
-    name: str
+    member: str | None
     shape: tuple[int, ...]
     dtype: np.dtype
     fortran: bool
 
+    @classmethod
+    def of(cls, path: Path, member: str | None = None) -> Stored:
+        """Read the header."""
+        with _opened(path, member) as stream:
+            shape, fortran, dtype = _header(stream)
+        if dtype.hasobject:
+            raise ValueError(f"{member or 'the array'} holds objects")
+        return cls(path, member, shape, dtype, fortran and len(shape) > 1)
+
     def whole(self) -> np.ndarray:
-        with reading(self.path), zipfile.ZipFile(self.path) as archive, archive.open(self.name) as stream:
+        with reading(self.path), _opened(self.path, self.member) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
 
     def slices(self, size: int) -> Iterator[np.ndarray]:
         if self.fortran:  # its first axis is the last in the file
             yield from InMemory(self.whole()).slices(size)
             return
-        with zipfile.ZipFile(self.path) as archive, archive.open(self.name) as stream:
+        with _opened(self.path, self.member) as stream:
             with reading(self.path):
                 _header(stream)
             for start in range(0, self.shape[0], size):
@@ -90,8 +99,18 @@ class Member:
                 with reading(self.path):
                     data = stream.read(wanted)
                     if len(data) != wanted:
-                        raise EOFError(f"the data of {self.name!r} is cut off")
+                        raise EOFError("the data is cut off")
                 yield np.frombuffer(data, self.dtype).reshape(shape)
+
+
+@contextmanager
+def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
+    if member is None:
+        with open(path, "rb") as file:
+            yield file
+    else:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+            yield stream
 
 
 @contextmanager
@@ -121,26 +140,19 @@ def open_npz(path: Path) -> dict[str, ArraySource]:
                     )
             raise zipfile.BadZipFile("it is no archive")
         with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy"): _member(path, archive, name) for name in archive.namelist()}
+            names = archive.namelist()
+        return {name.removesuffix(".npy"): Stored.of(path, name) for name in names}
 
 
 def open_npy(path: Path) -> ArraySource:
-    """The array of a ``.npy`` file, mapped."""
+    """The array of a ``.npy`` file; only its header is read."""
     with reading(path):
-        return InMemory(np.load(path, mmap_mode="r", allow_pickle=False))
+        return Stored.of(path)
 
 
 def in_memory(arrays: Mapping[str, object]) -> dict[str, ArraySource]:
     """Arrays that are there already."""
     return {name: InMemory(np.asarray(array)) for name, array in arrays.items()}
-
-
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Member:
-    with archive.open(name) as stream:
-        shape, fortran, dtype = _header(stream)
-    if dtype.hasobject:
-        raise ValueError(f"{name!r} holds objects")
-    return Member(path, name, shape, dtype, fortran and len(shape) > 1)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

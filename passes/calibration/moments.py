@@ -14,7 +14,7 @@ from optc.passes.calibration.histogram import BLOCK
 
 State = dict[str, np.ndarray]
 #: Rows that are multiplied at once, and columns of the triangle that are.
-_ROWS, _COLUMNS = 1024, 512
+ROWS_AT_ONCE, _COLUMNS = 1024, 512
 
 
 class Unfit(ValueError):
@@ -64,7 +64,8 @@ class Moments:
         for start in range(0, flat.size, BLOCK):
             block = flat[start : start + BLOCK].astype(np.float64)
             self.total += float(block.sum())
-            self.squares += float(np.dot(block, block))
+            block *= block
+            self.squares += float(block.sum())
         return flat
 
     def state(self) -> State:
@@ -188,7 +189,7 @@ class Gram:
     def _start(self, width: int) -> None:
         size = width // self.groups
         self._total = np.zeros((self.groups, size, size), np.float32)
-        self._room = np.empty((_ROWS, width), np.float32)
+        self._room = np.empty((ROWS_AT_ONCE, width), np.float32)
 
     def _multiply(self) -> None:
         """Add the rows collected so far to the sum."""

@@ -24,6 +24,7 @@ from optc.ir.printer import print_model
 from optc.ir.rewriter import is_dead
 from optc.passes.calibration.folder import SweepFolder
 from optc.passes.calibration.histogram import SIDE
+from optc.passes.calibration.moments import ROWS_AT_ONCE
 from optc.passes.calibration.store import Inner, Record, Request, Statistics, Wanted, union
 from optc.passes.calibration.views import Patches
 
@@ -280,5 +281,5 @@ def _bytes(shape: tuple[int, ...], wanted: Wanted) -> int:
             width = shape[view.axis] if -len(shape) <= view.axis < len(shape) else 1
         size += 4 * width * wanted.rows.get(view, 0)
         if view in wanted.grams:
-            size += 4 * width * width // view.groups
+            size += 4 * width * width // view.groups + 4 * ROWS_AT_ONCE * width
     return size

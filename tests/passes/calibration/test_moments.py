@@ -74,7 +74,7 @@ def test_channels_must_not_change() -> None:
 
 @pytest.mark.parametrize("groups, width", [(1, 7), (3, 12), (1, 600)])
 def test_gram(groups, width, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", 64)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 64)
     rows = drawn(300, width)
     gram = Gram(groups)
     for piece in pieces(rows):
