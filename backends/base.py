@@ -14,8 +14,6 @@ from optc.ir.errors import DataError
 from optc.ir.targets import Target
 
 Dim = int | str | None
-#: Keys in a model's metadata: the backend it was made for, and what floats are to be computed in.
-MADE_FOR, PRECISION_KEY = "optc.backend", "optc.inference_precision"
 Kind = Literal["tensor", "sparse", "sequence", "optional", "map"]
 
 
@@ -185,6 +183,10 @@ class Kernels(Protocol):
         provider: str = ...,
     ) -> bool:
         """Whether there is a kernel for the element type of the first input, or of each type variable."""
+        ...
+
+    def float_precisions(self) -> tuple[str, ...]:
+        """Narrower types in which the runtime can compute a graph's floats by itself, the best first."""
         ...
 
 

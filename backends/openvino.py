@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import onnx_ir
 
 from optc.backends import openvino_kernels
-from optc.backends.base import MADE_FOR, PRECISION_KEY, Artifact, OpSignature, Probe, ValueSpec
+from optc.backends.base import Artifact, OpSignature, Probe, ValueSpec
 from optc.backends.openvino_library import INSTALL, core, installed_version, last_words, library
 from optc.backends.openvino_runner import (
     DEFAULT_PRECISION,
@@ -31,6 +31,7 @@ from optc.backends.openvino_runner import (
 )
 from optc.ir.errors import BackendError, OutputError, UsageError
 from optc.ir.functions import runnable
+from optc.ir.metadata import MADE_FOR, PRECISION_KEY
 from optc.ir.model import load
 from optc.ir.saving import save
 from optc.ir.targets import Target

@@ -51,6 +51,12 @@ def supports(
     return all(dtype in TYPES for dtype in wanted)
 
 
+def float_precisions() -> tuple[str, ...]:
+    """Narrower types in which this CPU computes floats, with instructions of its own."""
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(told for told, name in (("bf16", "BF16"), ("f16", "FP16")) if name in capabilities)
+
+
 @functools.cache
 def reads(domain: str, op: str, version: int) -> bool:
     """Whether OpenVINO has a rule for an operator of any domain."""

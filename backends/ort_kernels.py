@@ -140,6 +140,11 @@ def supports(
     return _has_kernel(provider, domain, op, schema, tuple((schema.names(key), text) for key, text in given.items()))
 
 
+def float_precisions() -> tuple[str, ...]:
+    """None: onnxruntime computes floats in the types of the graph."""
+    return ()
+
+
 def how(op: OpSignature, provider: str = CPU) -> How | None:
     """How the installed onnxruntime runs an op.
 

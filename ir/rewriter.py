@@ -248,6 +248,11 @@ class Rewriter:
             node.attributes[name] = onnx_ir.convenience.convert_attribute(name, value)
         self._touch(node)
 
+    def set_metadata(self, key: str, value: str) -> None:
+        """Say something about the model as a whole."""
+        self.model.metadata_props[key] = value
+        self.changes += 1
+
     def drop_output(self, node: onnx_ir.Node, index: int) -> None:
         """Leave out an optional output that nobody reads."""
         value = node.outputs[index]

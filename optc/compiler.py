@@ -13,12 +13,13 @@ import onnx
 import onnx_ir
 
 from optc import auto, reproducer
-from optc.backends.base import MADE_FOR, PRECISION_KEY, Artifact, CompilingBackend, Runner
+from optc.backends.base import Artifact, CompilingBackend, Runner
 from optc.environment import Environment
 from optc.host import AUTO, ENDINGS
 from optc.inputs import symbols
 from optc.ir.errors import BackendError, OptcError, OutputError, UsageError
 from optc.ir.journal import Journal
+from optc.ir.metadata import MADE_FOR, PRECISION_KEY
 from optc.ir.model import ModelSource, load
 from optc.ir.printer import print_model
 from optc.ir.saving import to_proto

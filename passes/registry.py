@@ -21,6 +21,7 @@ BUILTIN: dict[str, str] = {
     "simplify": "optc.passes.clean.simplify:Simplify",
     "quantize-weights": "optc.passes.compress.weights.quantize_weights:QuantizeWeights",
     "split-projections": "optc.passes.compress.projections:SplitProjections",
+    "inference-precision": "optc.passes.compress.precision:InferencePrecision",
     "quantize": "optc.passes.compress.quantize:Quantize",
 }
 

@@ -24,7 +24,7 @@ class DynamicInt8:
     def why_not(self, study: Study) -> str | None:
         if study.target.kind != "cpu":
             return "products with INT8 activations are written for CPUs only"
-        return None if self._usable(study) else "this onnxruntime has no kernels for it"
+        return None if self._usable(study) else "the runtime has no kernels for it"
 
     def requests(self, study: Study, layer: Layer) -> Iterable[Request]:
         return [rows_request(layer)] if layer.kind == "matmul" else []

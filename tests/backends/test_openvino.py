@@ -13,10 +13,11 @@ import pytest
 
 import optc
 from optc.backends import openvino as backend_module
-from optc.backends.base import MADE_FOR, PRECISION_KEY, HostBackend
+from optc.backends.base import HostBackend
 from optc.backends.openvino import OpenVinoBackend
 from optc.backends.openvino_library import installed_version
 from optc.ir.errors import BackendError, DataError, UsageError
+from optc.ir.metadata import MADE_FOR, PRECISION_KEY
 from optc.ir.targets import builtin_targets
 
 there = pytest.mark.skipif(
