@@ -60,3 +60,10 @@ class BackendError(OptcError):
 
 class PassError(OptcError):
     """A pass broke an invariant; the pass manager rolls it back and reports it."""
+
+
+def printable(text: str) -> str:
+    """A text without the control characters by which a name in a file could take over a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)

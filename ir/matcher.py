@@ -15,9 +15,10 @@ from typing import Any
 import onnx_ir
 
 from optc.ir.facts import Facts
-from optc.ir.pattern import COMMUTATIVE, Const, Named, OneOf, Op, Pattern, Product, Sum, Through, Var, _Flat, split_op
+from optc.ir.names import label, split_op
+from optc.ir.pattern import COMMUTATIVE, Const, Named, OneOf, Op, Pattern, Product, Sum, Through, Var, _Flat
 from optc.ir.rewriter import reads, users
-from optc.ir.verify import label, schema_of
+from optc.ir.verify import schema_of
 
 _STEP_LIMIT = 20_000
 #: Operators whose result has the rank of the operand with most dims.

@@ -20,8 +20,10 @@ from google.protobuf import json_format, text_format
 from onnx_ir import serde
 
 from optc.ir import tensor_protos, wire
+from optc.ir.callgraph import expanded_sizes
 from optc.ir.errors import ModelError
 from optc.ir.mapped import MappedFile, MappedTensor, named
+from optc.ir.names import function_name
 from optc.ir.verify import subgraphs, verify_structure
 
 ModelSource = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
@@ -34,6 +36,8 @@ _TEXT_SUFFIXES = {".onnxtxt", ".onnxtext", ".textproto", ".json", ".prototxt", "
 
 #: No domain will have a higher one; onnx looks schemas up by 32-bit numbers.
 _LARGEST_VERSION = 2**31 - 1
+#: Nodes that a call of a function may stand for, with those of the functions that it calls.
+_LARGEST_EXPANSION = 1 << 20
 
 
 def load(source: ModelSource) -> onnx_ir.Model:
@@ -70,6 +74,7 @@ def load(source: ModelSource) -> onnx_ir.Model:
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise ModelError(f"not a valid ONNX model: {shown}", where=where, hint="export the model again, or repair it")
+    _refuse_explosion(model, where)
     return model
 
 
@@ -192,6 +197,18 @@ def _refuse_unsupported(proto: onnx.ModelProto, where: str) -> None:
             raise ModelError(f"tensor {tensor.name!r} {wrong}", where=where)
     if proto.training_info:
         raise ModelError("training information is not supported", where=where, hint="export the inference model")
+
+
+def _refuse_explosion(model: onnx_ir.Model, where: str) -> None:
+    """Refuse functions that call each other so often that nobody could run what they stand for."""
+    sizes = expanded_sizes(model.functions)
+    for key, size in sizes.items():
+        if size > _LARGEST_EXPANSION:
+            raise ModelError(
+                f"a call of the function {function_name(key)!r} stands for {size} nodes",
+                where=where,
+                hint=f"no runtime could expand it; more than {_LARGEST_EXPANSION} are refused",
+            )
 
 
 def _refuse_external_data(model: onnx_ir.Model, where: str) -> None:

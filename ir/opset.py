@@ -18,8 +18,9 @@ import onnx_ir
 from optc.ir.errors import PassError
 from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN
+from optc.ir.names import label
 from optc.ir.rewriter import Rewriter
-from optc.ir.verify import label, subgraphs
+from optc.ir.verify import subgraphs
 
 #: From this version on operators broadcast as NumPy does; older models are left alone.
 OLDEST = 7

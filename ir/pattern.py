@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from optc.ir.names import split_op
+
 #: Operators whose two inputs may be swapped, besides the sums and products.
 COMMUTATIVE = {"Add", "Mul", "Equal", "And", "Or", "Xor", "Max", "Min", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
 
@@ -288,14 +290,3 @@ def build_pattern(function: Callable[..., Pattern | tuple[Pattern, ...]]) -> tup
 def lift(value: Pattern | Scalar) -> Pattern:
     """A Python number as a constant pattern."""
     return value if isinstance(value, Pattern) else Const(value)
-
-
-def split_op(op: str) -> tuple[str, str]:
-    """``"com.microsoft::Gelu"`` as (domain, op)."""
-    domain, _, name = op.rpartition("::")
-    return domain, name
-
-
-def join_op(domain: str, name: str) -> str:
-    """The reverse of :func:`split_op`."""
-    return f"{domain}::{name}" if domain else name

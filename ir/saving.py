@@ -22,6 +22,7 @@ from optc.ir.errors import OutputError
 from optc.ir.mapped import file_range, is_external, release
 from optc.ir.model import DECLARED_OUTPUTS
 from optc.ir.wire import encode_varint
+from optc.ir.writing import replacing
 
 #: Tensors of at least this many bytes are streamed; smaller ones travel inside the serialized graph.
 STREAM_BYTES = 1024
@@ -70,24 +71,14 @@ def save(model: onnx_ir.Model, path: str | os.PathLike[str], *, external: bool |
         )
     external = external and bool(_streamable(model))
     files = [path, path.with_name(path.name + ".data")] if external else [path]
-    temporary = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in files]
     try:
-        for file in files:
-            if file.is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{str(file)!r} is a folder")
-        if external:
-            _write_external(model, temporary[0], temporary[1], files[1].name)
-        else:
-            _write_inline(model, temporary[0])
-        for source, target in zip(reversed(temporary), reversed(files), strict=True):
-            os.replace(source, target)
-    except OSError as error:
-        raise OutputError.of(error, path) from error
+        with replacing(*files) as temporary:
+            if external:
+                _write_external(model, temporary[0], temporary[1], files[1].name)
+            else:
+                _write_inline(model, temporary[0])
     except (ValueError, google.protobuf.message.EncodeError) as error:
         raise OutputError(f"the model cannot be written as ONNX: {error}", where=str(path)) from error
-    finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
     return files
 
 

@@ -44,7 +44,11 @@ def problem(tensor: onnx.TensorProto) -> str | None:
         return f"has dims {list(tensor.dims)}"
     if tensor.data_location == TensorProto.EXTERNAL:
         texts = [text for entry in tensor.external_data for text in (entry.key, entry.value)]
-        return "refers to a place that is not UTF-8" if any(isinstance(text, bytes) for text in texts) else None
+        if any(isinstance(text, bytes) for text in texts):
+            return "refers to a place that is not UTF-8"
+        numbers = [entry for entry in tensor.external_data if entry.key in ("offset", "length")]
+        odd = next((entry for entry in numbers if not entry.value.isascii() or not entry.value.isdigit()), None)
+        return None if odd is None else f"has its data at {odd.key} {odd.value!r}, which is no number from 0 on"
     field = "string_data" if kind == TensorProto.STRING else helper.tensor_dtype_to_field(kind)
     if any(getattr(tensor, other) for other in _FIELDS if other != field):
         return f"holds {next(other for other in _FIELDS if other != field and getattr(tensor, other))}, not {field}"

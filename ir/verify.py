@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir
 
+from optc.ir.names import label
+
 #: Domains whose operators the onnx package describes; other domains are not second-guessed.
 _CHECKED_DOMAINS = {"", "ai.onnx.ml"}
 #: Operators that ONNX Runtime's own tools write into the default domain.
@@ -161,12 +163,6 @@ def outer_reads(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
     """What a node reads: its inputs, and the outer values that its sub-graphs use."""
     yield from (value for value in node.inputs if value is not None)
     yield from captured(node)
-
-
-def label(node: onnx_ir.Node) -> str:
-    """How messages name a node: its name and op."""
-    op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    return f"{node.name!r} ({op})"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ parsed afterwards is a small message in which those tensors refer to their place
 from __future__ import annotations
 
 import mmap
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import onnx
 
 #: Initializers of at least this many bytes stay in the file.
 MIN_BYTES = 4096
-#: The location that such a tensor names; no real one contains a NUL.
-EMBEDDED = "\0embedded"
+#: The location that such a tensor names: not one that a file could name, so that none gets its own bytes as weights.
+EMBEDDED = f"\0{secrets.token_hex()}"
 
 # Field numbers of onnx.proto3 and wire types of the protobuf encoding.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9

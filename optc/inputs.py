@@ -26,6 +26,8 @@ Bindings = dict[str, int]
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 #: Inputs larger than this many elements together are not drawn when sizes are only being tried out.
 _MAX_TRIAL_ELEMENTS = 4_000_000
+#: No single input of more elements is drawn at all: drawing takes 8 bytes for each, and some more for a while.
+_MAX_ELEMENTS = 1 << 27
 
 #: Usual sizes by what a dim's name says, first match wins; then by where it stands.
 _TYPICAL_BY_NAME = (
@@ -166,7 +168,7 @@ def draw_inputs(
         roles: What :func:`~optc.input_roles.input_roles` found, to save finding it again.
 
     Raises:
-        DataError: An input is not a tensor, or a symbol has no value.
+        DataError: An input is not a tensor or too large, or a symbol has no value.
     """
     roles = input_roles(model) if roles is None else roles
     feeds = {}
@@ -177,8 +179,10 @@ def draw_inputs(
                 hint="give inputs in a file instead" if spec.kind == "tensor" else "only tensors can be verified",
             )
         rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
-        role = roles.get(spec.name, Role("plain"))
-        feeds[spec.name] = _draw(spec.dtype, shape_of(spec, bindings), role, rng, bindings)
+        role, shape = roles.get(spec.name, Role("plain")), shape_of(spec, bindings)
+        if math.prod(shape) > _MAX_ELEMENTS:
+            raise DataError(f"input '{spec.name}' of shape {list(shape)} is too large to be drawn")
+        feeds[spec.name] = _draw(spec.dtype, shape, role, rng, bindings)
     return feeds
 
 

@@ -23,7 +23,7 @@ from optc.backends import timing
 from optc.backends.base import Artifact
 from optc.ir.matcher import Miss
 from optc.ir.model import ModelSource
-from optc.ir.pattern import join_op
+from optc.ir.names import join_op
 from optc.ir.targets import Target
 from optc.machine import file_digest, peak_memory, versions
 from optc.options import Options

@@ -19,10 +19,11 @@ from typing import Any
 
 import onnx_ir
 
-from optc.ir.errors import ModelError, OutputError
+from optc.ir.errors import ModelError
 from optc.ir.model import ModelSource, load
 from optc.ir.records import record
 from optc.ir.saving import save
+from optc.ir.writing import replacing
 from optc.machine import file_digest, versions
 from optc.options import Options
 from optc.report import ModelSummary
@@ -86,21 +87,12 @@ def write(
         "form": FORM,
         **dataclasses.asdict(Reproducer(problems, _plain(kept), pipeline, versions(), origin, asked)),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(_DATA, json.dumps(data, indent=2))
-            if ModelSummary.of(model).weight_bytes <= _LARGEST or not origin:
-                with tempfile.TemporaryDirectory(prefix="optc-reproducer-") as folder:
-                    file = Path(folder) / _MODEL
-                    for part in save(model, file):
-                        archive.write(part, part.name)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError.of(error, path) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as (file,), zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_DATA, json.dumps(data, indent=2))
+        if ModelSummary.of(model).weight_bytes <= _LARGEST or not origin:
+            with tempfile.TemporaryDirectory(prefix="optc-reproducer-") as folder:
+                for part in save(model, Path(folder) / _MODEL):
+                    archive.write(part, part.name)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,8 @@ import onnx_ir
 
 from optc.ir.journal import LimitReached
 from optc.ir.matcher import Miss
-from optc.ir.pattern import join_op
+from optc.ir.names import join_op, label
 from optc.ir.rewriter import sources
-from optc.ir.verify import label
 from optc.passes.base import PassContext, RuleRecord, all_graphs
 from optc.passes.rule import Rule
 

@@ -18,9 +18,9 @@ import onnx_ir
 from optc.ir.facts import Facts
 from optc.ir.functions import outline, unnamed
 from optc.ir.matcher import Match, Miss, match
-from optc.ir.pattern import Pattern, build_pattern, split_op
+from optc.ir.names import label, split_op
+from optc.ir.pattern import Pattern, build_pattern
 from optc.ir.rewriter import Rewriter
-from optc.ir.verify import label
 from optc.passes.base import Numerics
 
 #: A check looks at a match and returns why it must not be rewritten, or None.

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import shell_complete
 
-from optc.ir.errors import OptcError
+from optc.ir.errors import OptcError, printable
 
 _DEFAULT = "compile"
 #: Commands: name -> (module of optc.tools that holds an object ``command``, one line on it). A new command is one row.
@@ -149,7 +149,8 @@ def _fail(what: str, hint: str | None, code: int, verbose: bool) -> int:
     with contextlib.suppress(OSError):
         if verbose:
             traceback.print_exc()
-        print(f"optc: error: {what}" + (f"\n  hint: {hint}" if hint else ""), file=sys.stderr, flush=True)
+        text = f"optc: error: {what}" + (f"\n  hint: {hint}" if hint else "")
+        print(printable(text), file=sys.stderr, flush=True)
     return code
 
 

@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from optc.ir.errors import printable
+
 #: Columns of output that goes into a file or a pipe, where nothing should be wrapped.
 _PIPE_WIDTH = 10_000
 
@@ -53,7 +55,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Seque
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row))
     return made
 
 
@@ -62,7 +64,7 @@ def show(*things: object) -> None:
     out = console()
     with out.capture() as captured:
         for thing in things:
-            out.print(Text(thing) if isinstance(thing, str) else thing)
+            out.print(Text(printable(thing)) if isinstance(thing, str) else thing)
     # Tables are padded to their full width, which is noise in a file.
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 

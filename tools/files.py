@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir
 
-from optc.ir.errors import OutputError
 from optc.ir.mapped import file_range, is_external
+from optc.ir.writing import replacing
 
 
 def write_text(path: Path, text: str) -> None:
@@ -21,7 +19,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: It cannot be written; nothing was changed then.
     """
-    _write(path, lambda file: file.write_text(text, "utf-8"))
+    with replacing(path) as (file,):
+        file.write_text(text, "utf-8")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -30,12 +29,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     Raises:
         OutputError: It cannot be written; nothing was changed then.
     """
-
-    def save(file: Path) -> None:
-        with file.open("wb") as stream:
-            np.savez(stream, **arrays)
-
-    _write(path, save)
+    with replacing(path) as (file,), file.open("wb") as stream:
+        np.savez(stream, **arrays)
 
 
 def data_files(model: onnx_ir.Model) -> list[Path]:
@@ -47,15 +42,3 @@ def data_files(model: onnx_ir.Model) -> list[Path]:
             if place is not None:
                 found[Path(place[0])] = None
     return list(found)
-
-
-def _write(path: Path, work: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        work(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError.of(error, path) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

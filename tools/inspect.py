@@ -12,7 +12,7 @@ from optc.backends.base import ValueSpec
 from optc.backends.triton.artifact import open_artifact
 from optc.inputs import signature, symbols
 from optc.ir.model import load
-from optc.ir.pattern import join_op
+from optc.ir.names import join_op
 from optc.ir.rewriter import RULE_KEY, SOURCE_KEY
 from optc.machine import file_digest
 from optc.report import ModelSummary

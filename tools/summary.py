@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from optc.ir.errors import printable
 from optc.passes.base import Attempt
 from optc.report import PassReport, Report
 from optc.tools.console import show, table
@@ -58,7 +59,7 @@ def _attempts(attempts: Sequence[Attempt]) -> object:
         layers = ", ".join(f"{label} {count}" for label, count in item.options.items())
         speed = f"{item.speedup:.2f}x" if item.speedup else ""
         seconds = seconds_text(item.seconds) if item.seconds else ""
-        verdict = Text("kept", "green") if item.kept else Text(item.reason, "yellow")
+        verdict = Text("kept", "green") if item.kept else Text(printable(item.reason), "yellow")
         rows.append((layers, f"{item.error:.3g}", size_text(item.bytes), seconds, speed, verdict))
     heads = ("tried (layers)", "error", "weights", "layers' time", "speed", "")
     return table(heads, rows, right=heads[1:5])
@@ -71,7 +72,7 @@ def _change(before: int, after: int, text: object) -> str:
 
 def _verified(report: Report) -> Text:
     style = {"passed": "green", "failed": "red"}.get(report.verification.status, "yellow")
-    return Text(report.verification.text(), style)
+    return Text(printable(report.verification.text()), style)
 
 
 def _memory(peak: int | None) -> str:

@@ -16,7 +16,7 @@ from optc.backends.triton.rules import RULES
 from optc.backends.triton.runtime import TritonRunner
 from optc.ir.errors import BackendError
 from optc.ir.functions import FUSED_DOMAIN
-from optc.ir.pattern import join_op
+from optc.ir.names import join_op
 from optc.ir.targets import Target
 
 #: Triton has no tensor cores for what is older.

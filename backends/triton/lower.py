@@ -22,8 +22,8 @@ from optc.ir.dims import Dim, equal, product, symbol, symbols
 from optc.ir.dims_core import sole_factor
 from optc.ir.errors import BackendError
 from optc.ir.facts import Facts
+from optc.ir.names import join_op
 from optc.ir.ops import operand
-from optc.ir.pattern import join_op
 
 
 class Unsupported(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir
 
 from optc.ir.facts import Facts
-from optc.ir.pattern import join_op
+from optc.ir.names import join_op
 from optc.ir.rewriter import RULE_KEY, sources
 from optc.ir.verify import outer_reads
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from optc.ir.verify import label, outer_reads
+from optc.ir.names import label
+from optc.ir.verify import outer_reads
 from optc.passes.base import Pass, PassContext, all_graphs
 from optc.passes.clean.fold_plan import Plan, make_plan
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir
 
-from optc.ir.errors import ModelError
+from optc.ir.callgraph import expanded_sizes
 from optc.ir.functions import FUSED_DOMAIN, drop_unused_functions, inline
+from optc.ir.names import function_name
 from optc.ir.verify import schema_of
 from optc.passes.base import Pass, PassContext, all_graphs
 
@@ -33,14 +34,14 @@ class Inline(Pass):
         if not functions:
             return
         for key, reason in _refused(ctx.model, functions).items():
-            ctx.remark("skipped", f"inlining of function {_spell(key)}", reason)
+            ctx.remark("skipped", f"inlining of function {function_name(key)}", reason)
             del functions[key]
-        sizes = _expanded_sizes(functions)
+        sizes = expanded_sizes(functions)
         size = sum(len(graph) for graph in all_graphs(ctx.model))
         for key, call in _calls(ctx.model.graph, functions):
             if size + sizes[key] > self.limit:
                 reason = f"its {sizes[key]} nodes would let the graph grow beyond {self.limit}"
-                ctx.remark("skipped", f"inlining of function {_spell(key)} at {call.name!r}", reason)
+                ctx.remark("skipped", f"inlining of function {function_name(key)} at {call.name!r}", reason)
                 continue
             size += sizes[key]
             _inline_all(ctx, call, functions)
@@ -106,40 +107,3 @@ def _meaning(node: onnx_ir.Node, version: int) -> int:
     """The version in which the operator was last changed; that of the opset itself where nobody knows."""
     schema = schema_of(node, version)
     return version if schema is None else schema.since_version
-
-
-def _expanded_sizes(functions: dict[_Key, onnx_ir.Function]) -> dict[_Key, int]:
-    """How many nodes a call of each function becomes.
-
-    Raises:
-        ModelError: Functions call each other in a cycle.
-    """
-    sizes: dict[_Key, int] = {}
-    path: list[_Key] = []
-    # An explicit stack: chains of functions may be longer than Python's own allows.
-    stack: list[tuple[_Key, bool]] = [(key, False) for key in functions]
-    while stack:
-        key, done = stack.pop()
-        if done:
-            path.pop()
-            callees = [node.op_identifier() for node in functions[key].all_nodes()]
-            sizes[key] = sum(sizes.get(callee, 1) for callee in callees)
-            continue
-        if key in sizes:
-            continue
-        if key in path:
-            cycle = " -> ".join(map(_spell, [*path[path.index(key) :], key]))
-            raise ModelError(f"functions call each other in a cycle: {cycle}", hint="ONNX functions must not recurse")
-        path.append(key)
-        stack.append((key, True))
-        stack.extend((callee, False) for callee in _callees(functions, key) if callee not in sizes)
-    return sizes
-
-
-def _callees(functions: dict[_Key, onnx_ir.Function], key: _Key) -> dict[_Key, None]:
-    return {node.op_identifier(): None for node in functions[key].all_nodes() if node.op_identifier() in functions}
-
-
-def _spell(key: _Key) -> str:
-    domain, name, overload = key
-    return f"{domain}::{name}" + (f":{overload}" if overload else "")

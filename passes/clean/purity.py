@@ -32,15 +32,20 @@ def is_pure(node: onnx_ir.Node, ctx: PassContext) -> bool:
 
     Operators of unknown domains (plugins) are not trusted; neither are those in ONNX's domains that it does not know.
     """
-    return _is_pure(node, ctx, ctx.model.graph.opset_imports)
+    return _is_pure(node, ctx, ctx.model.graph.opset_imports, {})
 
 
-def _is_pure(node: onnx_ir.Node, ctx: PassContext, opsets: Mapping[str, int]) -> bool:
-    if not all(_is_pure(inner, ctx, opsets) for graph in subgraphs(node) for inner in graph):
+def _is_pure(
+    node: onnx_ir.Node, ctx: PassContext, opsets: Mapping[str, int], known: dict[onnx_ir.OperatorIdentifier, bool]
+) -> bool:
+    if not all(_is_pure(inner, ctx, opsets, known) for graph in subgraphs(node) for inner in graph):
         return False
-    function = ctx.model.functions.get(node.op_identifier())
+    key = node.op_identifier()
+    function = ctx.model.functions.get(key)
     if function is not None:
-        return all(_is_pure(inner, ctx, function.opset_imports) for inner in function)
+        if key not in known:  # functions may call each other many times over
+            known[key] = all(_is_pure(inner, ctx, function.opset_imports, known) for inner in function)
+        return known[key]
     if (node.domain, node.op_type) in _RANDOM:
         return False
     if node.op_type == "Dropout" and node.domain == "":

@@ -13,10 +13,9 @@ import onnx_ir
 
 from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN, drop_unused_functions, inline
+from optc.ir.names import label, split_op
 from optc.ir.opset import NEWEST, adapt, obstacle, raise_opset, steps
-from optc.ir.pattern import split_op
 from optc.ir.rewriter import RULE_KEY, Rewriter
-from optc.ir.verify import label
 from optc.passes.base import Numerics, Pass, PassContext, all_graphs
 from optc.passes.driver import apply_rules
 from optc.passes.emit.claims import CLAIMS, CPU, Realisation, Recipe

@@ -9,8 +9,8 @@ import onnx_ir
 from optc.ir.dims import provably_positive
 from optc.ir.facts import Facts
 from optc.ir.matcher import Match
+from optc.ir.names import split_op
 from optc.ir.ops import perm_of
-from optc.ir.pattern import split_op
 from optc.ir.rewriter import Rewriter
 from optc.passes.fusion.common import FLOATS, node_attribute
 from optc.passes.rule import fusion, node_rule

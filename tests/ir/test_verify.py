@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from optc.ir.verify import Interface, label, verify_structure
+from optc.ir.names import label
+from optc.ir.verify import Interface, verify_structure
 
 HEADER = '<ir_version: 10, opset_import: ["": 17, "com.microsoft": 1]>'
 BODY = """g (bool c, float[N, 4] x) => (float[N, 4] y, float[M] z) {

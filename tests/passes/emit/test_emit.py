@@ -9,7 +9,7 @@ import pytest
 from optc.backends import ort_kernels
 from optc.ir.functions import FUSED_DOMAIN
 from optc.ir.model import load
-from optc.ir.pattern import split_op
+from optc.ir.names import split_op
 from optc.ir.targets import builtin_targets
 from optc.passes.emit.claims import CLAIMS, Realisation, Recipe
 from optc.passes.fusion.fuse import fusions

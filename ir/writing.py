@@ -1,0 +1,36 @@
+"""Writing files whole or not at all: beside their place first, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from optc.ir.errors import OutputError
+
+
+@contextlib.contextmanager
+def replacing(*paths: Path) -> Iterator[Sequence[Path]]:
+    """Files to write instead of ``paths``, which take their places in the end, the last one first.
+
+    Where anything goes wrong nothing is left of them, and what was there before is still there.
+
+    Raises:
+        OutputError: A path is a folder or cannot be written; about the first of the paths.
+    """
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    try:
+        for path in paths:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{str(path)!r} is a folder")
+        yield temporary
+        for source, target in zip(reversed(temporary), reversed(paths), strict=True):
+            os.replace(source, target)
+    except OSError as error:
+        raise OutputError.of(error, paths[0]) from error
+    finally:
+        for file in temporary:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
