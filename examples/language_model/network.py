@@ -51,7 +51,7 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """``input_ids`` [batch, tokens] int64 below ``vocabulary`` -> ``logits`` [batch, tokens, vocabulary] float32."""
 
-    def __init__(self, vocabulary: int, width: int = 256, layers: int = 4, heads: int = 4, inner: int = 768) -> None:
+    def __init__(self, vocabulary: int, width: int = 256, layers: int = 2, heads: int = 4, inner: int = 768) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(Block(width, heads, inner) for _ in range(layers))
