@@ -37,16 +37,14 @@ class DynamicInt8:
             return "its input was empty in every sample"
         if not (np.isfinite(x).all() and np.isfinite(matrix).all()):
             return "not all of its weights and inputs are finite"
-        expected = x @ matrix
         options = []
         for scheme in self._usable(study):
             arrays = scheme.encode(matrix)
             if arrays is None:
                 continue
-            model = _model(scheme, layer, arrays)
-            error = relative(study.run(Trial(model, {"x": x}))["y"], expected)
             size = sum(array.nbytes for array in arrays.values())
-            options.append(Option(self.name, scheme.name, error, size, "int8", partial(_trial, study, layer, scheme)))
+            trial, judge = partial(_trial, study, layer, scheme), partial(_error, study, layer, scheme)
+            options.append(Option(self.name, scheme.name, None, size, "int8", trial, judge))
         return options
 
     def apply(self, rewriter: Rewriter, study: Study, chosen: Sequence[Choice]) -> None:
@@ -73,6 +71,13 @@ class DynamicInt8:
 
 def _model(scheme: Scheme, layer: Layer, arrays: Arrays) -> onnx_ir.Model:
     return single_layer(["rows", layer.rows], lambda rewriter, x: scheme.emit(rewriter, x, arrays, "weight"))
+
+
+def _error(study: Study, layer: Layer, scheme: Scheme) -> float:
+    x, matrix = study.rows(layer), layer.matrix(study.facts)
+    arrays = scheme.encode(matrix)
+    assert x is not None and arrays is not None
+    return relative(study.run(Trial(_model(scheme, layer, arrays), {"x": x}))["y"], x @ matrix)
 
 
 def _trial(study: Study, layer: Layer, scheme: Scheme) -> Trial:

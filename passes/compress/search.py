@@ -189,17 +189,23 @@ class Search:
         self._gains = [1.0] * len(self.study.layers)
 
     def _row(self, index: int, option: Option, options: Sequence[Option], clock: Clock) -> Row:
+        """What an option costs, and its error if it does not cost too much."""
         layer, row = self.study.layers[index], Row(index, option.technique, option)
-        if not math.isfinite(option.error):
-            return replace(row, reason="its error is not finite")
         if self.objective == "size":
             saved = float(4 * layer.rows * layer.columns - option.bytes)
-            return replace(row, saved=saved, reason="" if saved > 0 else "it is not smaller")
-        seconds, base = clock.seconds(layer, option, options), clock.seconds(layer, None, options)
-        saved, self._bases[index] = base - seconds, base
-        how = "takes" if clock.measures else "is estimated to take"
-        slow = "" if saved > base * _NOISE else f"it {how} {seconds / base:.2f} of the time that the layer takes now"
-        return replace(row, seconds=seconds, saved=saved, reason=slow)
+            reason = "" if saved > 0 else "it is not smaller"
+            row = replace(row, saved=saved, reason=reason)
+        else:
+            seconds, base = clock.seconds(layer, option, options), clock.seconds(layer, None, options)
+            saved, self._bases[index] = base - seconds, base
+            how = "takes" if clock.measures else "is estimated to take"
+            slow = f"it {how} {seconds / base:.2f} of the time that the layer takes now"
+            row = replace(row, seconds=seconds, saved=saved, reason="" if saved > base * _NOISE else slow)
+        if row.reason:
+            return row
+        option = option.judged()
+        finite = option.error is not None and math.isfinite(option.error)
+        return replace(row, option=option, reason="" if finite else "its error is not finite")
 
     def _learn(self, layers: Iterable[Layer]) -> None:
         """Gather what the techniques want to know, all in one sweep."""
@@ -215,7 +221,7 @@ class Search:
         if self._judge(full).refused is None:
             return
         affordable = int(self.settling / max(time.perf_counter() - start, 1e-3))
-        errors = {index: option.error for index, option in enumerate(full) if option is not None and option.error > 0}
+        errors = {index: option.error for index, option in enumerate(full) if option is not None and option.error}
         if min(affordable, len(errors)) < 2:
             return
         for group in _chunks(list(errors), affordable):
@@ -228,7 +234,7 @@ class Search:
     def _predicted(self, assignment: Assignment) -> float:
         """The error at the network's output that the layers' errors add up to."""
         pairs = zip(self._gains, assignment, strict=True)
-        return math.sqrt(sum((gain * option.error) ** 2 for gain, option in pairs if option is not None))
+        return math.sqrt(sum((gain * (option.error or 0.0)) ** 2 for gain, option in pairs if option is not None))
 
     # -- the frontier -----------------------------------------------------------------------------------------------
 
@@ -245,7 +251,9 @@ class Search:
         def best(index: int) -> Option | None:
             rows = [row for row in self._candidates[index] if names is None or row.technique in names]
             worth = [
-                (row.saved - price * (self._gains[index] * row.option.error) ** 2, row) for row in rows if row.option
+                (row.saved - price * (self._gains[index] * (row.option.error or 0.0)) ** 2, row)
+                for row in rows
+                if row.option is not None
             ]
             value, row = max(worth, key=lambda pair: pair[0], default=(0.0, None))
             return row.option if row is not None and value > 0 else None

@@ -8,7 +8,7 @@ own output, and can write a set of chosen options into a graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -45,18 +45,24 @@ class Option:
     Attributes:
         technique: Name of the technique that proposes it.
         label: How reports and recipes call it ("dynamic-int8", "int4-gptq-g128"); unique among a layer's options.
-        error: Relative L2 error of the layer's output.
+        error: Relative L2 error of the layer's output; None as long as it is not known.
         bytes: Bytes that its weights take.
         precision: What it computes in, a key of :attr:`optc.ir.targets.Target.peak`; for estimates of time.
-        trial: Makes what it is timed by; None where it takes the time that the layer takes now.
+        trial: Makes what it is timed by; None where it takes the time that the layer takes now. Only sizes matter.
+        judge: Finds the error, where that takes work: it is asked for only if the option is cheap enough to matter.
     """
 
     technique: str
     label: str
-    error: float
+    error: float | None
     bytes: int
     precision: str = "fp32"
     trial: Callable[[], Trial] | None = field(default=None, compare=False, repr=False)
+    judge: Callable[[], float] | None = field(default=None, compare=False, repr=False)
+
+    def judged(self) -> Option:
+        """The same with its error."""
+        return self if self.error is not None or self.judge is None else replace(self, error=self.judge())
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from optc.passes.compress.weights.codes import Codes, Grid, relative_error
 from optc.passes.compress.weights.forms import Form, usable_forms
 from optc.passes.compress.weights.inputs import Inputs, KnownInputs, gram_request
 from optc.passes.compress.weights.methods import quantize
-from optc.passes.compress.weights.writing import bytes_of, form_for, product, write
+from optc.passes.compress.weights.writing import form_for, product, write
 
 #: The grids that are proposed: wider blocks are faster and coarser.
 GRIDS: Mapping[str, Grid] = {
@@ -111,17 +111,21 @@ class WeightOnly:
         return {label.format(INFORMED if informed else BLIND): grid for label, grid in GRIDS.items()}
 
     def _option(self, study: Study, layer: Layer, label: str, form: Form) -> Option:
+        grid = self._labels(study)[label]
+        precision = "int8" if form.rounds_activations else "fp32"
+        size = layer.columns * (layer.rows * grid.bits // 8 + 4 * (layer.rows // (grid.block or layer.rows)))
+        trial, judge = partial(self._trial, study, layer, label, form), partial(self._error, study, layer, label, form)
+        return Option(self.name, label, None, size, precision, trial, judge)
+
+    def _error(self, study: Study, layer: Layer, label: str, form: Form) -> float:
         codes, inputs = self._quantized(study, layer, label), self._inputs(layer)
         gram = inputs.single if inputs is not None else None
         error = relative_error(layer.by_output(study.facts).astype(np.float32), codes, gram)
-        precision = "int8" if form.rounds_activations else "fp32"
-        if form.rounds_activations:
-            error = float(np.hypot(error, _ACTIVATIONS))
-        trial = partial(self._trial, study, layer, label, form)
-        return Option(self.name, label, error, bytes_of(codes), precision, trial)
+        return float(np.hypot(error, _ACTIVATIONS)) if form.rounds_activations else error
 
     def _trial(self, study: Study, layer: Layer, label: str, form: Form) -> Trial:
-        codes = self._quantized(study, layer, label)
+        # As fast as any other codes of this grid, and at once there.
+        codes = quantize(layer.by_output(study.facts), "rtn", self._labels(study)[label])
 
         def emit(rewriter: Rewriter, x: onnx_ir.Value) -> onnx_ir.Value:
             return product(rewriter, x, codes, form, "weight", pixels=layer.kind == "conv")

@@ -82,6 +82,7 @@ def test_layers_have_options_or_a_reason(informed: tuple[Study, WeightOnly, list
     labels = ["int4-gptq-g32", "int4-gptq-g128", "int8-gptq-g128"]
     for options in (first, second, pixels):
         assert isinstance(options, list) and [option.label for option in options] == labels
+        options = [option.judged() for option in options]
         assert options[0].error < options[1].error and options[2].error < 0.5 * options[0].error
     assert [option.bytes for option in first] == [16384 + 4096, 16384 + 1024, 32768 + 1024]
 
@@ -92,19 +93,19 @@ def test_without_data_weights_are_rounded(informed: tuple[Study, WeightOnly, lis
     blind = technique.propose(study, study.layers[2])
     assert not isinstance(blind, str) and blind[0].label == "int4-mse-g32"
     known = informed[2][2]
-    assert isinstance(known, list) and known[0].error < blind[0].error
+    assert isinstance(known, list) and known[0].judged().error < blind[0].judged().error
 
 
 def test_the_error_is_that_of_the_layer(informed: tuple[Study, WeightOnly, list[object]]) -> None:
-    study, _, proposed = informed
+    study, technique, proposed = informed
     layer, options = study.layers[2], proposed[2]
     assert isinstance(options, list)
     x = study.rows(layer)
     assert x is not None
     for option in options:
-        trial = option.trial()
-        actual = study.measure.open(trial.model).run({"x": x})["y"]
-        assert relative(actual, x @ layer.matrix(study.facts)) == pytest.approx(option.error, rel=0.25, abs=2e-3)
+        codes = technique._quantized(study, layer, option.label)
+        error = relative(x @ codes.dequantize().T, x @ layer.matrix(study.facts))
+        assert error == pytest.approx(option.judged().error, rel=0.25, abs=2e-3)
 
 
 def test_what_is_chosen_is_written(informed: tuple[Study, WeightOnly, list[object]]) -> None:
