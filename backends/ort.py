@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +139,24 @@ class Session:
         dtypes = {spec.name: spec.dtype for spec in self._outputs}
         results = self._session.run_with_ort_values(names, values)
         return [from_ort_value(value, dtypes[name]) for name, value in zip(names, results, strict=True)]
+
+
+def optimized(model: ModelLike) -> onnx_ir.Model:
+    """The graph that onnxruntime's CPU provider runs for a model, after all of its own rewriting.
+
+    Large weights stay where they were written, which is gone: what is returned is there to be looked at, not to be run.
+
+    Raises:
+        BackendError: The model cannot be opened.
+    """
+    with tempfile.TemporaryDirectory(prefix="optc-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        config = {
+            "session.optimized_model_external_initializers_file_name": "weights",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        Session(model, save_optimized=path, config=config)
+        return onnx_ir.load(path)
 
 
 def _spec(arg: onnxruntime.NodeArg) -> ValueSpec:

@@ -16,7 +16,8 @@ import onnx_ir
 
 from optc.backends import timing
 from optc.backends.base import HostBackend, Runner
-from optc.backends.ort import OnnxRuntimeBackend, Session
+from optc.backends.ort import OnnxRuntimeBackend, Session, optimized
+from optc.backends.ort_integers import host_capabilities
 from optc.callables import find_callable
 from optc.inputs import draw_inputs, input_specs, usual_bindings
 from optc.ir.errors import OptcError, UsageError
@@ -161,6 +162,15 @@ class Measure:
     def open(self, model: onnx_ir.Model) -> Runner:
         """A model ready to run as it will run in production."""
         return self.host.runner(model)
+
+    @cached_property
+    def capabilities(self) -> frozenset[str]:
+        """The target's capabilities, with those of this machine where that is the target."""
+        return self.target.capabilities | (host_capabilities() if self.why_not_timed is None else frozenset())
+
+    def optimized(self, model: onnx_ir.Model) -> onnx_ir.Model:
+        """What onnxruntime makes of a model when it opens it to run; large weights are left out."""
+        return optimized(model)
 
     def time(self, calls: Mapping[str, Callable[[], Any]], budget: float) -> dict[str, float]:
         """Seconds per call of each, taking turns; at most about ``budget`` seconds in all."""

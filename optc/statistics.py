@@ -41,6 +41,11 @@ class Collector:
         self._measure, self._options, self._progress = measure, options, progress
         self._found: list[Statistics] = []
 
+    @property
+    def real(self) -> bool:
+        """Whether the data are the user's, so that ranges of activations mean something."""
+        return self._measure.samples.real
+
     def collect(self, model: onnx_ir.Model, requests: Iterable[Request]) -> Statistics:
         """Statistics of a model that takes the inputs of the original, by the names of its values.
 

@@ -241,6 +241,10 @@ class Statistics:
         """X^T X / n, (K, K) float64, or (groups, K, K) where the view has several groups."""
         return self._read(name, _key("gram", view), Gram(view.groups)).mean
 
+    def gram_rows(self, name: str, view: View = COLUMNS) -> int:
+        """How many rows :meth:`gram` is the mean of."""
+        return int(self._inner(name, _key("gram", view))["rows"])
+
     def rows(self, name: str, view: View = COLUMNS) -> np.ndarray:
         """The rows drawn, (n, K) float32; for a convolution K counts all groups."""
         state = self._inner(name, _key("rows", view))

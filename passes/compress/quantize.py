@@ -18,11 +18,14 @@ from optc.passes.compress.policy import read_policy
 from optc.passes.compress.recipe import Recipe, layers_digest, read_recipe
 from optc.passes.compress.roles import roles_of
 from optc.passes.compress.search import Assignment, Measured, Objective, Outcome, Search
+from optc.passes.compress.static_int8 import StaticInt8
 from optc.passes.compress.techniques import Option, Study, Technique
 from optc.passes.compress.weights.technique import WeightOnly
 
 #: All techniques by name. A new one is one more row.
-TECHNIQUES: dict[str, type[Technique]] = {technique.name: technique for technique in (DynamicInt8, WeightOnly)}
+TECHNIQUES: dict[str, type[Technique]] = {
+    technique.name: technique for technique in (DynamicInt8, StaticInt8, WeightOnly)
+}
 
 
 @dataclass(frozen=True)

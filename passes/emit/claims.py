@@ -212,6 +212,7 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     "QLinearConv": _integers("QLinearConv", takes=9, T1=0, T2=3, T3=7),
     "QLinearMatMul": _integers("QLinearMatMul", T1=0, T2=3, T3=7),
     "QGemm": _integers("QGemm", MS, takes=9, TA=0, TB=3, TYZ=8),
+    "GemmIntegerToFloat": _integers("QGemm", MS, takes=7, TA=0, TB=3),
     **{f"QLinear{op}": _integers(f"QLinear{op}", MS, T=0) for op in ("Add", "Mul", "Sigmoid", "LeakyRelu")},
     **{f"QLinear{op}": _integers(f"QLinear{op}", MS, T=0) for op in ("AveragePool", "GlobalAveragePool")},
     "QLinearConcat": _integers("QLinearConcat", MS, T8=1),

@@ -51,12 +51,16 @@ class _Quantized(NamedTuple):
 
 
 class _Site(NamedTuple):
-    """An operator on dequantized operands whose result is quantized (or not, where ``result`` is None)."""
+    """An operator on dequantized operands whose result is quantized (or not, where ``result`` is None).
+
+    What is ``added`` to the result are floats.
+    """
 
     rw: Rewriter
     node: onnx_ir.Node
     operands: list[_Quantized]
     result: _Quantized | None
+    added: list[onnx_ir.Value]
 
     @property
     def made(self) -> list[onnx_ir.Value]:
@@ -216,7 +220,7 @@ def _matmul(site: _Site) -> _Inputs:
     if reason:
         return reason
     if site.result is None:  # MatMulIntegerToFloat
-        return [a.value, b.value, a.scale, b.scale, a.zero, b.zero]
+        return [a.value, b.value, a.scale, b.scale, a.zero, b.zero, *site.added]
     return [*a.triple, *b.triple, *site.made]
 
 
@@ -235,7 +239,8 @@ def _gemm(site: _Site) -> _Inputs:
     if bias and (columns is None or site.rw.facts.shape(bias[0].value) != (columns[0 if transposed else 1],)):
         return "the bias must be one number per column"
     given = bias[0].triple if bias else [None]
-    return [*a.triple, *b.triple, given[0], *site.made, *given[1:]]
+    made = [] if site.result is None else site.made
+    return [*a.triple, *b.triple, given[0], *made, *given[1:]]
 
 
 _POOL = ("auto_pad", "ceil_mode", "kernel_shape", "pads", "strides")
@@ -276,19 +281,46 @@ def quantized_op(rw: Rewriter, node: onnx_ir.Node):
     return result if isinstance(result, str) else _fuse(rw, inside, KINDS[inside.op_type], result)
 
 
-_TO_FLOAT = _Kind("MatMulIntegerToFloat", _matmul, 2)
+#: Operator on floats -> how the form that multiplies integers and writes floats is made.
+_TO_FLOAT = {
+    "MatMul": _Kind("MatMulIntegerToFloat", _matmul, 2),
+    "Gemm": _Kind("GemmIntegerToFloat", _gemm, 2, 0, ("alpha", "transA", "transB"), ("beta",), bias=2),
+}
 
 
-@node_rule("dequantized-matmul", "MatMul", numerics=Numerics.ROUNDING)
-def dequantized_matmul(rw: Rewriter, node: onnx_ir.Node):
+@node_rule("dequantized-product", "MatMul", "Gemm", numerics=Numerics.ROUNDING)
+def dequantized_product(rw: Rewriter, node: onnx_ir.Node):
     """A product of two dequantized matrices multiplies the integers and scales the result."""
     if not all(made_by(value, "DequantizeLinear") for value in node.inputs):
         return None
-    return _fuse(rw, node, _TO_FLOAT, None)
+    return _fuse(rw, node, _TO_FLOAT[node.op_type], None)
 
 
-def _fuse(rw: Rewriter, node: onnx_ir.Node, kind: _Kind, result: _Quantized | None) -> str | bool:
-    """Replace the operator with its De- and QuantizeLinears by the fused op; the reason if that cannot be."""
+@node_rule("dequantized-matmul-bias", "Add", numerics=Numerics.ROUNDING)
+def dequantized_matmul_bias(rw: Rewriter, node: onnx_ir.Node):
+    """A number per column that is added to a product of dequantized matrices is added by the same kernel."""
+    for value, bias in (node.inputs, reversed(node.inputs)):
+        product = made_by(value, "MatMul")
+        if product is None or not all(made_by(one, "DequantizeLinear") for one in product.inputs):
+            continue
+        columns = rw.facts.shape(product.inputs[1])
+        if not only_use(value) or product.graph is not node.graph:
+            return "the product is also used elsewhere"
+        if not columns or not rw.facts.is_const(bias) or rw.facts.shape(bias) != (columns[-1],):
+            return "what is added must be constant, one number per column"
+        return _fuse(rw, product, _TO_FLOAT["MatMul"], None, node, bias)
+    return None
+
+
+def _fuse(
+    rw: Rewriter,
+    node: onnx_ir.Node,
+    kind: _Kind,
+    result: _Quantized | None,
+    adder: onnx_ir.Node | None = None,
+    bias: onnx_ir.Value | None = None,
+) -> str | bool:
+    """Replace an operator with its De- and QuantizeLinears, and the Add behind it, by the fused op; or say why not."""
     unknown = set(node.attributes) - {*kind.attributes, *kind.checked}
     if unknown:
         return f"the kernel knows no {sorted(unknown)[0]}"
@@ -306,11 +338,11 @@ def _fuse(rw: Rewriter, node: onnx_ir.Node, kind: _Kind, result: _Quantized | No
         operands.append(one)
     if node.op_type in _ONE_TYPE and len({one.grid.dtype for one in (*operands, result) if one is not None}) > 1:
         return "operands and result must have one type"
-    site = _Site(rw, node, operands, result)
+    site = _Site(rw, node, operands, result, [] if bias is None else [bias])
     inputs = kind.inputs(site)
     if isinstance(inputs, str):
         return inputs
-    last = node if result is None else result.node
+    last = adder or (node if result is None else result.node)
     before = [one.node for one in operands]
     attributes: dict[str, Any] = {name: attr.value for name, attr in node.attributes.items() if name in kind.attributes}
     with rw.at(node, "dequantize", before):
@@ -318,7 +350,7 @@ def _fuse(rw: Rewriter, node: onnx_ir.Node, kind: _Kind, result: _Quantized | No
             if made_by(value, "DequantizeLinear") in before and not only_use(value):
                 rw.set_input(node, index, _copy(rw, value))
     parts = [made for value in node.inputs if (made := made_by(value, "DequantizeLinear")) is not None]
-    name = "dequantized-matmul" if result is None else "quantized-op"
+    name = "dequantized-product" if result is None else "quantized-op"
     with rw.at(last, name, [*parts, node]):
         outline(
             rw, kind.fused, inputs, last.outputs[:1], [*parts, node, *([last] if last is not node else [])], attributes
@@ -333,5 +365,5 @@ def _copy(rw: Rewriter, value: onnx_ir.Value) -> onnx_ir.Value:
     return rw.op("DequantizeLinear", *node.inputs, **attributes)
 
 
-#: In phases: a product whose result is quantized is the larger match.
-PHASES = ((quantized_op,), (dequantized_matmul,))
+#: In phases: a product whose result is quantized is the larger match, and then one with a bias.
+PHASES = ((quantized_op,), (dequantized_matmul_bias,), (dequantized_product,))
