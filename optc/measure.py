@@ -23,6 +23,7 @@ from optc.inputs import draw_inputs, input_specs, usual_bindings
 from optc.ir.errors import OptcError, UsageError
 from optc.ir.targets import Target
 from optc.options import Options
+from optc.passes.calibration.taps import shapes_of
 from optc.report import Latency
 from optc.samples import Sample, Samples, joined
 from optc.sources import described, open_samples, source_of
@@ -133,31 +134,10 @@ class Measure:
             return Judgement(error)
         return Judgement(error, None, f"the error is {error:.3g}, more than the {self.max_error:.3g} allowed")
 
-    def capture(self, model: onnx_ir.Model, values: Sequence[onnx_ir.Value]) -> Iterable[dict[str, np.ndarray]]:
-        """Inner values of a model by name, one dict per sample (at most a few samples).
-
-        Args:
-            model: A model; it is not changed.
-            values: Values of its main graph.
-        """
-        session, names = self._opened(model, values)
-        for sample in self._few:
-            yield session.run(sample, outputs=names)
-
-    def shapes(self, model: onnx_ir.Model, values: Sequence[onnx_ir.Value]) -> dict[str, tuple[int, ...]]:
-        """Shapes of inner values by name, at the sizes that are timed; arguments as for :meth:`capture`."""
-        session, names = self._opened(model, values)
-        return {name: array.shape for name, array in session.run(self.latency_feeds, outputs=names).items()}
-
-    def _opened(self, model: onnx_ir.Model, values: Sequence[onnx_ir.Value]) -> tuple[Session, list[str]]:
-        """A model with inner values as further outputs, and their names."""
+    def shapes(self, model: onnx_ir.Model, values: Iterable[onnx_ir.Value]) -> dict[str, tuple[int, ...]]:
+        """Shapes of values of a model's main graph by name, at the sizes that are timed."""
         names = list(dict.fromkeys(value.name or "" for value in values))
-        copy = model.clone()
-        inner = {value.name: value for node in copy.graph for value in node.outputs}
-        inner.update({value.name: value for value in copy.graph.inputs})
-        present = {value.name for value in copy.graph.outputs}
-        copy.graph.outputs.extend(inner[name] for name in names if name not in present)
-        return self._session(copy), names
+        return shapes_of(model, names, [self.latency_feeds], self._session)
 
     def open(self, model: onnx_ir.Model) -> Runner:
         """A model ready to run as it will run in production."""

@@ -181,7 +181,7 @@ class _Kept:
     """Samples in a temporary folder, which goes when this does."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="optc-samples-")
+        self._folder = tempfile.TemporaryDirectory(prefix="optc-samples-", ignore_cleanup_errors=True)
         self._forms: list[dict[str, np.dtype]] = []
 
     def add(self, sample: Sample) -> None:

@@ -8,6 +8,7 @@ was killed goes on where it was, and one that is finished is not run again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import tempfile
 import time
@@ -21,11 +22,11 @@ import onnx_ir
 from optc.ir.errors import DataError
 from optc.ir.facts import Facts
 from optc.ir.printer import print_model
-from optc.ir.rewriter import is_dead
 from optc.passes.calibration.folder import SweepFolder
 from optc.passes.calibration.histogram import SIDE
 from optc.passes.calibration.moments import ROWS_AT_ONCE
 from optc.passes.calibration.store import Inner, Record, Request, Statistics, Wanted, union
+from optc.passes.calibration.taps import Opener, keep_only, needed, shapes_of, values_of
 from optc.passes.calibration.views import Patches
 
 #: Part of every key: another format, another key.
@@ -49,16 +50,6 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
-
-
-class Run(Protocol):
-    """A model that was opened."""
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]: ...
-
-
-#: Opens a model whose weights may be shared with it, without changing it.
-Opener = Callable[[onnx_ir.Model], Run]
 
 
 def sweep(
@@ -123,7 +114,11 @@ class _Sweep:
         self.progress = progress or (lambda done, total: None)
 
     def run(self, folder: Path | None) -> Statistics:
-        keep = tempfile.TemporaryDirectory(prefix="optc-statistics-") if folder is None else None
+        keep = (
+            tempfile.TemporaryDirectory(prefix="optc-statistics-", ignore_cleanup_errors=True)
+            if folder is None
+            else None
+        )
         root = Path(keep.name) if keep is not None else folder
         assert root is not None
         name = key_of(self.model, self.wanted, self.samples, self.budget, self.seed) if keep is None else "sweep"
@@ -150,11 +145,13 @@ class _Sweep:
 
     def _plan(self) -> dict[str, Any]:
         """Which values can be had, in groups by memory, in the graph's order."""
-        there = _values(self.model.graph)
+        there = values_of(self.model.graph)
         facts = Facts(self.model)
         missing = {name: reason for name in self.wanted if (reason := _why_not(there.get(name), facts)) is not None}
         names = [name for name in there if name in self.wanted and name not in missing]
-        sizes = self._sizes(names)
+        if not names:
+            return {"groups": [], "missing": missing}
+        sizes = shapes_of(self.model, names, itertools.islice(self.samples, _MEASURED), self.opener)
         groups: list[list[str]] = []
         used = self.budget
         for name in names:
@@ -165,28 +162,6 @@ class _Sweep:
             groups[-1].append(name)
             used += size
         return {"groups": groups, "missing": missing}
-
-    def _sizes(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """The largest shape of each value in the first few samples; found without holding the values."""
-        copy = self.model.clone()
-        there = _values(copy.graph)
-        nodes = {name: onnx_ir.Node("", "Shape", [there[name]]) for name in names}
-        shapes = {}
-        for index, (name, node) in enumerate(nodes.items()):
-            shapes[name] = node.outputs[0]
-            node.outputs[0].name = _fresh(f"shape_{index}", there)
-            node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
-        copy.graph.extend(nodes.values())
-        _keep_only(copy.graph, list(shapes.values()))
-        run = self.opener(copy)
-        largest: dict[str, tuple[int, ...]] = {}
-        for _, sample in zip(range(_MEASURED), self.samples, strict=False):
-            found = run.run(_needed(copy.graph, sample))
-            for name, value in shapes.items():
-                shape = tuple(int(size) for size in found[value.name or ""])
-                if math.prod(shape) >= math.prod(largest.get(name, (0,))):
-                    largest[name] = shape
-        return largest
 
     # -- gathering --------------------------------------------------------------------------------------------------
 
@@ -199,15 +174,15 @@ class _Sweep:
             for index, record in enumerate(records):
                 record.restore(Inner(arrays, f"{index}|"))
         copy = self.model.clone()
-        there = _values(copy.graph)
-        _keep_only(copy.graph, [there[name] for name in names if not there[name].is_graph_input()])
+        there = values_of(copy.graph)
+        keep_only(copy.graph, [there[name] for name in names if not there[name].is_graph_input()])
         run = self.opener(copy) if len(copy.graph.outputs) else None
         due = time.monotonic() + self.save_every
         count = 0
         for count, sample in enumerate(self.samples, 1):
             if count <= done:
                 continue
-            found = run.run(_needed(copy.graph, sample)) if run is not None else {}
+            found = run.run(needed(copy.graph, sample)) if run is not None else {}
             for record in records:
                 record.add(found.pop(record.name) if record.name in found else sample[record.name], count)
             self.progress(number * len(self.samples) + count, total)
@@ -228,49 +203,6 @@ def _written(records: Sequence[Record]) -> dict[str, np.ndarray]:
     return {f"{index}|{key}": array for index, record in enumerate(records) for key, array in record.state().items()}
 
 
-# graphs ------------------------------------------------------------------------------------------------------------
-
-
-def _values(graph: onnx_ir.Graph) -> dict[str, onnx_ir.Value]:
-    """What can be made an output, by name: inputs that are fed, and what nodes of the main graph compute."""
-    fed = (value for value in graph.inputs if value.name not in graph.initializers)
-    computed = (value for node in graph for value in node.outputs)
-    return {value.name: value for value in (*fed, *computed) if value.name}
-
-
-def _why_not(value: onnx_ir.Value | None, facts: Facts) -> str | None:
-    if value is None or facts.is_const(value):
-        return "the main graph has no such value, or it is constant"
-    if value.type is not None and not isinstance(value.type, onnx_ir.TensorType):
-        return "it is no tensor"
-    dtype = facts.dtype(value)
-    if dtype is None or not dtype.is_floating_point():
-        return f"it holds {dtype.name.lower() if dtype is not None else 'an unknown type'}, no floats"
-    return None
-
-
-def _keep_only(graph: onnx_ir.Graph, outputs: Sequence[onnx_ir.Value]) -> None:
-    """Make these the graph's outputs, and drop what none of them depends on. The inputs stay, read or not."""
-    graph.outputs.clear()
-    graph.outputs.extend(outputs)
-    for node in reversed(graph):
-        if is_dead(node):
-            graph.remove(node, safe=True)
-    for value in list(graph.initializers.values()):
-        if not (value.uses() or value.is_graph_input() or value.is_graph_output()):
-            del graph.initializers[value.name or ""]
-
-
-def _needed(graph: onnx_ir.Graph, sample: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {value.name or "": sample[value.name or ""] for value in graph.inputs if value.name in sample}
-
-
-def _fresh(name: str, taken: Mapping[Any, object]) -> str:
-    while name in taken:
-        name += "_"
-    return name
-
-
 def _bytes(shape: tuple[int, ...], wanted: Wanted) -> int:
     """About how many bytes it takes to look at a value: its array twice (the runtime's and ours), and what is kept."""
     size = 2 * 4 * math.prod(shape) + (2 * SIDE * 8 if wanted.histogram else 0)
@@ -283,3 +215,14 @@ def _bytes(shape: tuple[int, ...], wanted: Wanted) -> int:
         if view in wanted.grams:
             size += 4 * width * width // view.groups + 4 * ROWS_AT_ONCE * width
     return size
+
+
+def _why_not(value: onnx_ir.Value | None, facts: Facts) -> str | None:
+    if value is None or facts.is_const(value):
+        return "the main graph has no such value, or it is constant"
+    if value.type is not None and not isinstance(value.type, onnx_ir.TensorType):
+        return "it is no tensor"
+    dtype = facts.dtype(value)
+    if dtype is None or not dtype.is_floating_point():
+        return f"it holds {dtype.name.lower() if dtype is not None else 'an unknown type'}, no floats"
+    return None

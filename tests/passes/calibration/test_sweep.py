@@ -108,6 +108,7 @@ def test_what_cannot_be_had_is_said() -> None:
     assert "not asked for" in found.why_not(Request("b", histogram=True))
     with pytest.raises(DataError, match="not asked for"):
         found.histogram("b")
+    assert not list(sweep(model(), [Request("nope")], Data(ragged(2)), OPEN))
     with pytest.raises(DataError, match="no samples"):
         sweep(model(), [Request("b")], Data([]), OPEN)
 
