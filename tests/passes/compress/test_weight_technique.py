@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import onnx_ir
@@ -15,8 +16,9 @@ from optc.ir.targets import builtin_targets
 from optc.measure import Measure
 from optc.options import Options
 from optc.passes.compress.layers import weighted_layers
-from optc.passes.compress.techniques import Choice, Option, Study, relative, rows_request
+from optc.passes.compress.techniques import Choice, Option, Study, relative, rows_request, single_layer
 from optc.passes.compress.weights.technique import WeightOnly
+from optc.passes.compress.weights.writing import product
 from optc.progress import Silent
 from optc.statistics import Collector
 
@@ -104,8 +106,13 @@ def test_the_error_is_that_of_the_layer(informed: tuple[Study, WeightOnly, list[
     assert x is not None
     for option in options:
         codes = technique._quantized(study, layer, option.label)
-        error = relative(x @ codes.dequantize().T, x @ layer.matrix(study.facts))
-        assert error == pytest.approx(option.judged().error, rel=0.25, abs=2e-3)
+        form = technique._form(study, layer, technique._labels(study)[option.label])
+        assert not isinstance(form, str)
+        emit = partial(product, codes=codes, form=form, name="weight")
+        actual = study.measure.open(single_layer(["rows", layer.rows], emit)).run({"x": x})["y"]
+        assert relative(actual, x @ layer.matrix(study.facts)) == pytest.approx(
+            option.judged().error, rel=0.25, abs=2e-3
+        )
 
 
 def test_what_is_chosen_is_written(informed: tuple[Study, WeightOnly, list[object]]) -> None:
