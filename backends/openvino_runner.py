@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,29 @@ from optc.ir.errors import BackendError, DataError
 #: bfloat16 wherever the CPU has instructions for it, whatever the model's own type.
 DEFAULT_PRECISION = "f32"
 PRECISIONS = ("f32", "bf16", "f16")
+
+
+@dataclass(frozen=True)
+class Executed:
+    """An operator that OpenVINO runs.
+
+    Attributes:
+        kind: What it is ("Convolution", "FullyConnected", "Eltwise", ...).
+        precision: The type that it computes in.
+        sources: Names of the operators of the graph that it stands for, with commas between them.
+    """
+
+    kind: str
+    precision: str
+    sources: str
+
+
+#: Where the plugin tells of these.
+_EXECUTED = ("layerType", "runtimePrecision", "originalLayersNames")
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""
 
 
 class OpenVinoRunner:
@@ -69,6 +93,12 @@ class OpenVinoRunner:
     def outputs(self) -> tuple[ValueSpec, ...]:
         """The outputs, in order."""
         return self._outputs
+
+    def executed(self) -> list[Executed]:
+        """The operators as OpenVINO's CPU plugin runs them, after its own fusions, in order."""
+        graph = self._request.get_compiled_model().get_runtime_model()
+        told = [node.get_rt_info() for node in graph.get_ordered_ops()]
+        return [Executed(*(_text(info, key) for key in _EXECUTED)) for info in told if "layerType" in info]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see :meth:`optc.backends.base.Runner.run`."""

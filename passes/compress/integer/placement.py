@@ -144,6 +144,19 @@ _TENSORRT = {
     "Concat": Rule(Role.MOVES, Result.GRID, None),
 }
 
+#: Inputs only: its low precision transformations carry grids through what moves, joins or pools elements, and results
+#: become integers where the next Q comes. Of a residual sum one operand is on a grid: that is as fast as both and more
+#: precise (ResNet-50, openvino 2026.4, 1 thread: 3.7 times the speed in fp32 either way).
+_OPENVINO = {
+    "Conv": Rule(Role.LAYER, Result.FLOAT, axis=_first, bias=2),
+    "ConvTranspose": Rule(Role.LAYER, Result.FLOAT, axis=_outputs_of_transposed, bias=2),
+    "MatMul": Rule(Role.LAYER, Result.FLOAT, axis=_last),
+    "Gemm": Rule(Role.LAYER, Result.FLOAT, axis=_columns, bias=2),
+    **_computes("Add", operands=(0, 1), result=Result.FLOAT),
+    **_computes("GlobalAveragePool", "AveragePool", result=Result.FLOAT),
+    **_moves("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Flatten"),
+}
+
 #: Products with float results, whose epilogues take in what is pointwise; sums and pools stay in floats.
 _TRITON = {
     "Conv": Rule(Role.LAYER, Result.FLOAT, axis=_first, bias=2),
@@ -178,6 +191,9 @@ TRITON = Placement(
 )
 
 
+OPENVINO = Placement("OpenVINO", integer_bias=False, rules=_OPENVINO, sums=Sums.JOINED)
+
+
 @dataclass(frozen=True)
 class _Row:
     """The placement of targets that run by this backend and provider and have these capabilities."""
@@ -193,6 +209,7 @@ _ROWS = (
     _Row(TENSORRT, backend="tensorrt"),
     _Row(TRITON, backend="triton", capabilities=frozenset({"int8-tensor-core"})),
     _Row(TENSORRT, provider="TensorrtExecutionProvider"),
+    _Row(OPENVINO, provider="OpenVINO"),
     _Row(ORT_CUDA, provider="CUDAExecutionProvider"),
     _Row(ARM, provider="CPUExecutionProvider", capabilities=frozenset({"arm"})),
     _Row(X86_VNNI, provider="CPUExecutionProvider", capabilities=frozenset({"vnni"})),
@@ -217,6 +234,7 @@ def placement_for(target: Target, backend: str | None = None) -> Placement | str
 
 __all__ = [
     "ARM",
+    "OPENVINO",
     "ORT_CUDA",
     "TENSORRT",
     "TRITON",

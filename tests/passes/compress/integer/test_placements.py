@@ -14,6 +14,7 @@ from optc.ir.targets import builtin_targets
 from optc.passes.compress.integer.absorb import take_back, unabsorbed, unsupported
 from optc.passes.compress.integer.placement import (
     ARM,
+    OPENVINO,
     TENSORRT,
     TRITON,
     X86,
@@ -39,7 +40,7 @@ def quantizers(model: onnx_ir.Model) -> list[str]:
     return [node.inputs[0].name for node in model.graph if node.op_type == "QuantizeLinear"]
 
 
-@pytest.mark.parametrize("placement", [X86_VNNI, X86, ARM, TENSORRT, TRITON], ids=lambda p: p.name)
+@pytest.mark.parametrize("placement", [X86_VNNI, X86, ARM, OPENVINO, TENSORRT, TRITON], ids=lambda p: p.name)
 def test_every_placement_keeps_the_function_and_its_own_rules(placement: Placement):
     model = parse(f"{HEAD} {{ {BLOCK} }}", WEIGHTS)
     pairs, plan = quantized(model, IMAGE, placement)
@@ -109,6 +110,7 @@ def test_arm_takes_signed_activations_with_a_zero_point():
         ({}, X86),
         ({"capabilities": frozenset({"int8", "vnni"})}, X86_VNNI),
         ({"capabilities": frozenset({"int8", "arm"})}, ARM),
+        ({"provider": "OpenVINO"}, OPENVINO),
         ({"backend": "tensorrt"}, TENSORRT),
         ({"provider": "TensorrtExecutionProvider"}, TENSORRT),
     ],
