@@ -60,9 +60,18 @@ def optc(gram: bool) -> Callable[[str, str], int]:
         graph = load.load(model)
         chosen = options.Options.of(calib=folder, calib_cache="off")
         data = measure.Measure(graph, targets.builtin_targets()["cpu"], chosen)
+        images = {
+            value.name for node in graph.graph if node.op_type == "Conv" for value in (*node.inputs, *node.outputs)
+        }
         inner = {node.inputs[0].name for node in graph.graph if node.op_type == "MatMul"} if gram else set()
         requests = [
-            store.Request(name, histogram=True, channels=-1, gram=name in inner, rows=256 if name in inner else 0)
+            store.Request(
+                name,
+                histogram=True,
+                channels=1 if name in images else -1,
+                gram=name in inner,
+                rows=256 if name in inner else 0,
+            )
             for name in tensors(model)
         ]
         found = service.Collector(data, chosen, progress.Silent()).collect(graph, requests)

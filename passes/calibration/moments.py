@@ -6,13 +6,16 @@ Each part takes one array after the other in bounded memory, and can be written 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from optc.passes.calibration.histogram import BLOCK
 
 State = dict[str, np.ndarray]
+#: Rows that are added up in single precision.
+_SUMMED = 64
 #: Rows that are multiplied at once, and columns of the triangle that are.
 ROWS_AT_ONCE, _COLUMNS = 1024, 512
 
@@ -119,18 +122,22 @@ class ChannelMoments:
             raise Unfit(f"axis {self.axis} has {len(self.count)} channels in one sample and {channels} in another")
         if not array.size:
             return
-        others = tuple(other for other in range(array.ndim) if other != axis)
+        # (before, channels, behind): neighbouring axes as one are reduced faster.
+        array = array.reshape(math.prod(array.shape[:axis]), channels, -1)
         low = high = array
         if finite:
             self.count += array.size // channels
         else:
             inside = np.isfinite(array)
-            self.count += inside.sum(axis=others)
+            self.count += inside.sum(axis=(0, 2))
             low, high = np.where(inside, array, np.inf), np.where(inside, array, -np.inf)
             array = np.where(inside, array, 0)
-        np.minimum(self.minimum, low.min(axis=others), out=self.minimum)
-        np.maximum(self.maximum, high.max(axis=others), out=self.maximum)
-        self.total += array.sum(axis=others, dtype=np.float64)
+        np.minimum(self.minimum, _last(np.min, low).min(axis=0), out=self.minimum)
+        np.maximum(self.maximum, _last(np.max, high).max(axis=0), out=self.maximum)
+        # Single precision is added in pairs along the last axis, and only few at a time along the first.
+        sums = _last(np.sum, array)
+        for start in range(0, len(sums), _SUMMED):
+            self.total += sums[start : start + _SUMMED].sum(axis=0)
 
     def state(self) -> State:
         if self.count is None:
@@ -141,6 +148,11 @@ class ChannelMoments:
         if "count" in state:
             self.count, self.minimum = state["count"], state["minimum"]
             self.maximum, self.total = state["maximum"], state["total"]
+
+
+def _last(reduce: Callable[..., np.ndarray], array: np.ndarray) -> np.ndarray:
+    """An array of three axes reduced along the last."""
+    return array[:, :, 0] if array.shape[2] == 1 else reduce(array, axis=2)
 
 
 class Gram:
