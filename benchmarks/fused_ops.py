@@ -137,6 +137,15 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
         _NORM_WEIGHTS,
         "s = Add (x, z)  n = LayerNormalization <epsilon = 1e-5> (s, w, v)",
     ),
+    **{
+        f"skip-layer-norm, rows of {width}": (
+            f"float[1,512,{width}] x, float[1,512,{width}] z",
+            "n",
+            f"float[{width}] w, float[{width}] v",
+            "s = Add (x, z)  n = LayerNormalization <epsilon = 1e-5> (s, w, v)",
+        )
+        for width in (2, 4, 8)
+    },
     "skip-rms-norm, pre": (f"{_TOKENS}, float[1,128,768] z", "n, s", "float[768] w", "s = Add (x, z)  " + _RMS_NORM),
     "conv-relu x 3": (
         "float[1,64,56,56] x",

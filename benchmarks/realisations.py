@@ -61,6 +61,26 @@ def _text(
     return f"{head} g ({inputs}) => (float[] y) {body} {{ {nodes} }}"
 
 
+def _scores(queries: int, heads: int, size: int, capped: bool) -> dict[str, str]:
+    """Attention from heads to heads, and the kernel of opset 23; ``capped``: with a tanh behind the scale."""
+    operand = f"float[B,{heads},S,{size}]"
+    inputs, sizes = f"{operand} q, {operand} k, {operand} v, float[1,1,S,S] m", f"B=1 S={queries}"
+    cap = "e = Div (d, fifty)  f = Tanh (e)  g = Mul (f, fifty)" if capped else "g = Identity (d)"
+    return {
+        "parts": _text(
+            inputs,
+            sizes,
+            {},
+            f"t = Transpose <perm = [0, 1, 3, 2]> (k)  s = MatMul (q, t)  d = Mul (s, eighth)  {cap}  h = Add (g, m)"
+            "  p = Softmax <axis = -1> (h)  y = MatMul (p, v)",
+            "float eighth = {0.125}" + (", float fifty = {50}" if capped else ""),
+        ),
+        "Attention": _text(
+            inputs, sizes, {}, f"y = Attention <scale = 0.125{', softcap = 50.0' if capped else ''}> (q, k, v, m)"
+        ),
+    }
+
+
 def _gated(seq: int, width: int, inner: int, activation: str) -> dict[str, str]:
     """A gated layer: activation(x @ gate) * (x @ up), and what follows."""
     inputs, tokens = f"float[B,S,{width}] x", f"B=1 S={seq}"
@@ -181,6 +201,12 @@ ROWS: dict[str, dict[str, str]] = {
         for heads in (12, 6)
         for seq in (8, 128, 512)
         for masked in (False, True)
+    },
+    **{
+        f"{'capped scores' if capped else 'heads left apart'}, {heads}x{size}, {seq}": _scores(seq, heads, size, capped)
+        for capped in (True, False)
+        for heads, size in ((4, 64), (8, 256))
+        for seq in (1, 8, 64, 512)
     },
     **{
         f"{name}, {width} to {inner}, {seq}": _gated(seq, width, inner, op)

@@ -85,6 +85,7 @@ def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
             "V_DIM": v.size,
             "SCALE": node.attributes["scale"].as_float(),
             "HAS_BIAS": mask is not None,
+            "SOFTCAP": node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0,
             "GROUP": heads // shared,
             "BLOCK_D": _power(q.size),
             "BLOCK_V": _power(v.size),
@@ -98,7 +99,8 @@ def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
     group.results["LOAD_BIAS"] = bias if mask is None else _bias(lowering, node, mask, (b, h, m, n), scores)
     lowering.builder.add(group)
     joined = flat((h, d), (heads, v.size))
-    coordinates = (b, m, joined) if len(shape) == 3 else (flat((b, m), (q.batch, q.length)), joined)
+    matrix = (flat((b, m), (q.batch, q.length)), joined)
+    coordinates = {2: matrix, 3: (b, m, joined), 4: (b, h, m, d)}[len(shape)]
     expr = lowering.pool.make("anchor", (), "fp32", id(group))
     lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=coordinates))
 

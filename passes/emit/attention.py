@@ -19,7 +19,7 @@ def standard_problem(facts: Facts, call: onnx_ir.Node) -> str | None:
     if call.attributes["scale"].as_float() <= 0:
         return "the kernel wants a positive scale"
     if "softcap" in call.attributes:
-        return "where a cap stands between scale and mask was not made sure of"
+        return "with capped scores the kernel runs at 0.3 to 0.7 of the speed of the parts from 64 queries on"
     if facts.dtype(call.inputs[0]) != onnx_ir.DataType.FLOAT:
         return "the kernel of float16 runs at 0.69 to 1.07 of the speed of the parts"
     return None
@@ -97,6 +97,8 @@ def multi_head_problem(facts: Facts, call: onnx_ir.Node) -> str | None:
         return "the kernel is not used with a past"
     if "softcap" in call.attributes:
         return "the kernel caps no scores"
+    if facts.rank(call.outputs[0]) == 4:
+        return "the kernel joins the heads"
     if call.attributes["num_heads"].as_int() != call.attributes["kv_num_heads"].as_int():
         return "the kernel wants as many heads of keys as of queries"
     return "the kernel takes a scale of 0 for its default" if call.attributes["scale"].as_float() == 0 else None

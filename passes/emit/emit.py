@@ -178,6 +178,9 @@ def _problem(ctx: PassContext, call: onnx_ir.Node, one: Realisation, opset: int)
         return f"{name} cannot say this"
     if one.ones is not None and _left_out(call, one.ones) and _normalized_shape(ctx.facts, call) is None:
         return f"{name} needs a scale, whose size is not known"
+    reason = one.problem(ctx.facts, call)
+    if reason is not None:
+        return f"{name}: {reason}"
     dtypes = {variable: ctx.facts.dtype(call.inputs[index]) for variable, index in one.types.items()}
     if None in dtypes.values():
         return "the type is not known"

@@ -16,23 +16,30 @@ from optc.passes.emit import layouts
 def rotary_embedding(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """The kernel wants every number of the tables once, as a matrix, and takes flat heads as well as split ones."""
     heads, _, cos, sin = call.inputs
-    _, count, _, size = _dims(rw.facts, heads)
+    axis = ops.int_attr(call, "heads_axis", 1)
+    count, size = _dims(rw.facts, heads)[axis], _dims(rw.facts, heads)[3]
     interleaved = call.attributes["interleaved"].as_int()
     tables = [ops.reshape(rw, _once(rw, table, size, interleaved), (-1, size // 2)) for table in (cos, sin)]
-    flat = layouts.before_split(rw.facts, heads)
+    behind = axis == 2
+    flat = ops.reshape(rw, heads, (0, 0, count * size)) if behind else layouts.before_split(rw.facts, heads)
     x = heads if flat is None else flat
-    result = rw.op("RotaryEmbedding", x, _positions(rw, cos), *tables, domain="com.microsoft", interleaved=interleaved)
+    positions = _positions(rw, cos, 3 - axis)
+    result = rw.op("RotaryEmbedding", x, positions, *tables, domain="com.microsoft", interleaved=interleaved)
     if flat is not None:
-        result = ops.transpose(rw, ops.reshape(rw, result, (0, 0, count, size)), (0, 2, 1, 3))
+        result = ops.reshape(rw, result, (0, 0, count, size))
+        result = result if behind else ops.transpose(rw, result, (0, 2, 1, 3))
     return (result,)
 
 
-def _positions(rw: Rewriter, table: onnx_ir.Value) -> onnx_ir.Value:
-    """Which row of the matrix each position of each sequence reads: (B, S), or the first one if all read the same."""
+def _positions(rw: Rewriter, table: onnx_ir.Value, axis: int) -> onnx_ir.Value:
+    """Which row of the matrix each position of each sequence reads: (B, S), or the first one if all read the same.
+
+    ``axis`` is that of the positions.
+    """
     shape = _dims(rw.facts, table)
     if len(shape) < 4 or shape[0] == 1:
         return rw.constant(np.array([0], np.int64), "first")
-    sizes = ops.gather(rw, rw.op("Shape", table), [0, 2], 0)
+    sizes = ops.gather(rw, rw.op("Shape", table), [0, axis], 0)
     zero, one = (rw.constant(np.array(number, np.int64), "bound") for number in (0, 1))
     total = ops.reduction(rw, "ReduceProd", sizes, (0,), False)
     allowzero = 1 if rw.opset() >= 14 else None

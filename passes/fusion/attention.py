@@ -27,8 +27,9 @@ softcap       a number c > 0 if the scaled scores x become c * tanh(x / c), befo
 guarded       1 if a row that minus infinity hides altogether gives 0 (and not NaN); absent otherwise
 ============  ====================================================================================================
 
-It returns the joined heads, (B, S, N * V) or the matrix (B * S, N * V), and where they are read elsewhere the present
-keys (B, M, P + T, H) and the present values (B, M, P + T, V). All floats are of one type.
+It returns the joined heads, (B, S, N * V) or the matrix (B * S, N * V), or the heads (B, N, S, V) as they are, and
+where they are read elsewhere the present keys (B, M, P + T, H) and the present values (B, M, P + T, V). All floats are
+of one type.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ def _flat(heads: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 
 def _joined(found: Match) -> str | None:
+    if found.root.op_type == "MatMul":
+        return None  # the heads stay apart
     batch, heads, queries, _ = _dims(found.facts, found.q_heads)
     width, result = heads * _dims(found.facts, found.v_heads)[3], found.facts.shape(found.output)
     if result == (batch, queries, width) or (result is not None and len(result) == 2 and result[1] == width):
@@ -239,17 +242,22 @@ def _text(shape: tuple[Dim, ...]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"
 
 
-@fusion(
-    "attention",
-    "Attention",
-    inputs=("q", "k", "v", "mask"),
-    attributes=_attention_attributes,
-)
+def _context(p, q, k, v, mask):
+    weights = _weights(p, _masked(p, _capped(p, _scores(p, q, k)), mask))
+    return weights @ p.bind("v_heads", _heads(p, "v", v))
+
+
+def _attention(name: str):
+    return fusion(name, "Attention", inputs=("q", "k", "v", "mask"), attributes=_attention_attributes)
+
+
+@_attention("attention")
 def attention(p, q, k, v, mask):
     """Attention over heads, with queries, keys and values that are flat or split into heads already."""
-    weights = _weights(p, _masked(p, _capped(p, _scores(p, q, k)), mask))
-    context = weights @ p.bind("v_heads", _heads(p, "v", v))
-    return p.Reshape(p.Transpose(context, perm=_SPLIT), p.const())
+    return p.Reshape(p.Transpose(_context(p, q, k, v, mask), perm=_SPLIT), p.const())
 
 
-RULES = (attention,)
+@_attention("attention-heads")
+def attention_heads(p, q, k, v, mask):
+    """Attention over heads that nobody joins again, or in another way."""
+    return _context(p, q, k, v, mask)

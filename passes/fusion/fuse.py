@@ -62,7 +62,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     ),
     rows.RULES,
     (attention.attention, *activation.RULES, *conv.RULES, *gemm.RULES, *channel_norm.RULES, norm.layer_norm),
-    algebra.RULES,
+    (attention.attention_heads, *algebra.RULES),
     (
         *attention_cache.RULES,
         norm.layer_norm_no_bias,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir
@@ -52,6 +53,20 @@ def _is_filled(facts: Facts, value: onnx_ir.Value) -> bool:
     return shape is not None and all(map(provably_positive, shape))
 
 
+def _writes_no_zeros(found: Match, flags: Mapping[str, int]) -> bool:
+    """Whether a product over an empty inner axis may not be zeros any more, as it is without transposes.
+
+    The CPU kernel clears one matrix only, and a batch is one matrix only where the second operand has none.
+    """
+    facts, product = found.facts, found["product"].producer()
+    own = any(node_attribute(product, name, 0) for name in flags)
+    ranks = facts.rank(found.a), facts.rank(found.b)
+    if own or not any(flags.values()) or ranks == (2, 2) or (ranks[1] == 2 and not flags["transA"]):
+        return False
+    left, result = facts.shape(product.inputs[0]), facts.shape(product.outputs[0])
+    return left is None or result is None or not (provably_positive(left[-1]) or left[-1] in result)
+
+
 def _product_attributes(found: Match) -> dict[str, Any] | str:
     facts, product = found.facts, found["product"].producer()
     if facts.dtype(found.output) not in FLOATS:
@@ -69,9 +84,8 @@ def _product_attributes(found: Match) -> dict[str, Any] | str:
         return "with the batch's axes behind, both operands must have the same rank"
     if len(attributes) > 2 and not (_is_filled(facts, found.a) and _is_filled(facts, found.b)):
         return "with the batch's axes behind, no operand may be empty: the kernel would divide by zero"
-    inner = (facts.shape(product.inputs[0]) or (0,))[-1]
-    if product.op_type == "MatMul" and not provably_positive(inner):
-        return f"the inner axis ({inner}) may be empty, for which the kernel writes nothing"
+    if _writes_no_zeros(found, attributes):
+        return "the inner axis may be empty, for which the kernel writes nothing but the first matrix of a batch"
     taken = [name for name in ("a_transposed", "b_transposed", *_SCALES, *_DIVISORS) if name in found.bindings]
     for name in _SCALES:
         if name in found.bindings:

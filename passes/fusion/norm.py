@@ -169,7 +169,8 @@ def _skip_attributes(found: Match) -> dict[str, Any] | str:
     types = {facts.dtype(found[name]) for name in ("x", "skip", "gamma", "beta", "bias") if name in found.bindings}
     if len(types) != 1 or types != {facts.dtype(found.output)}:
         return "all inputs and the result must have one type"
-    return {"epsilon": float(node_attribute(norm, "epsilon", 1e-5))}
+    epsilon = float(node_attribute(norm, "epsilon", 1e-5))
+    return {"epsilon": epsilon} if epsilon >= 0 else "the fused kernel takes no negative epsilon"
 
 
 def _skip(name: str, op: str, *inputs: str):

@@ -3,7 +3,8 @@
 The fused op ``optc::RotaryEmbedding`` reads the heads x, (B, N, S, H) with an even H; no position; and the tables cos
 and sin, which broadcast to (B, 1, S, H) and have every number twice: in both halves of a row, or next to each other if
 ``interleaved`` is 1. Pairs of numbers are turned that lie as far apart as the two places of a table's number. Where
-only a part of each head is turned, x is that part.
+only a part of each head is turned, x is that part. With ``heads_axis`` 2 the heads stand behind the positions: x is
+(B, S, N, H), and the tables broadcast to (B, S, 1, H).
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ def _rotary_attributes(found: Match) -> dict[str, Any] | str:
     if shape is None or len(shape) != 4:
         return "the heads must have 4 dims"
     size, interleaved = shape[3], "pairs" in found.bindings
-    if not isinstance(size, int) or size % 2 or not isinstance(shape[1], int):
-        return "the number of heads and their even size must be known"
+    if not isinstance(size, int) or size % 2:
+        return "the even size of the heads must be known"
     reason = _pairs_problem(found, shape) if interleaved else _halves_problem(found, size)
     if reason is not None:
         return reason
-    for name in ("cos", "sin"):
-        if (reason := _table_problem(facts, found[name], shape, _neighbours if interleaved else _mirrored)) is not None:
-            return f"{name}: {reason}"
-    return {"interleaved": int(interleaved)}
+    reasons = [_tables_problem(found, shape, axis, _neighbours if interleaved else _mirrored) for axis in (1, 2)]
+    if None not in reasons:
+        return reasons[0] or ""
+    return {"interleaved": int(interleaved)} | ({"heads_axis": 2} if reasons[0] is not None else {})
 
 
 def _halves_problem(found: Match, size: int) -> str | None:
@@ -79,15 +80,21 @@ def _cut(found: Match, name: str, start: int, stop: int, step: int) -> bool:
     return cuts[0].start in (start, start - size) and range(start, end, step) == range(start, stop, step)
 
 
-def _table_problem(facts: Facts, table: onnx_ir.Value, heads: tuple[Dim, ...], twice: _Twice) -> str | None:
-    shape = facts.shape(table)
-    if shape is None or len(shape) > 4 or len(shape) < 2:
-        return "the table must have 2 to 4 dims"
-    padded: tuple[Dim, ...] = (*[1] * (4 - len(shape)), *shape)
-    if padded[0] not in (1, heads[0]) or padded[1:] != (1, heads[2], heads[3]):
-        return "the table must have one row for every position, the same for all heads"
-    assert isinstance(heads[3], int)
-    return None if twice(facts, table, heads[3]) else "each number of the table must provably be there twice"
+def _tables_problem(found: Match, heads: tuple[Dim, ...], axis: int, twice: _Twice) -> str | None:
+    """Why the tables do not turn heads that stand along this axis."""
+    if not isinstance(heads[axis], int):
+        return "the number of heads must be known"
+    for name in ("cos", "sin"):
+        shape = found.facts.shape(found[name])
+        if shape is None or len(shape) > 4 or len(shape) < 2:
+            return f"{name}: the table must have 2 to 4 dims"
+        padded: tuple[Dim, ...] = (*[1] * (4 - len(shape)), *shape)
+        if padded[0] not in (1, heads[0]) or padded[1:] != (*heads[1:axis], 1, *heads[axis + 1 :]):
+            return f"{name}: the table must have one row for every position, the same for all heads"
+        assert isinstance(heads[3], int)
+        if not twice(found.facts, found[name], heads[3]):
+            return f"{name}: each number of the table must provably be there twice"
+    return None
 
 
 def _mirrored(facts: Facts, table: onnx_ir.Value | None, size: int) -> bool:

@@ -51,8 +51,8 @@ ATTENTION = {"Attention", "GroupQueryAttention", "MultiHeadAttention"}
 _BETWEEN = {"Cast", "Dropout", "Identity", "IsNaN", "Reshape", "Where"}
 #: Families whose attention is not fused in some of the models, and why.
 OPEN: Mapping[str, str] = {
-    "gemma2": "the scores go through a tanh (soft capping), which no kernel that is used has",
-    "gemma2_prefill": "the scores go through a tanh (soft capping), which no kernel that is used has",
+    "gemma2": "the scores go through a tanh (soft capping), for which the kernel is slower than the parts",
+    "gemma2_prefill": "the scores go through a tanh (soft capping), for which the kernel is slower than the parts",
     "llama_unnamed": "nothing says that the batches of the inputs are equal",
     "segformer": "torch.export writes the number of pixels so that shapes are not proved equal",
     "wav2vec2": "torch.export writes the number of frames so that shapes are not proved equal",

@@ -95,6 +95,32 @@ def test_a_transformer_block(tmp_path):
         optc.load(artifact, device="interpreter").run({name: np.zeros((1, 65), np.int64) for name in ("ids", "mask")})
 
 
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("joined", [False, True])
+def test_attention_with_capped_scores_and_with_heads_left_apart(tmp_path, capped, joined):
+    cap = "f = Div (d, cap)  g = Tanh (f)  m = Mul (g, cap)" if capped else "m = Identity (d)"
+    end = "t = Transpose <perm = [0, 2, 1, 3]> (c)  y = Reshape (t, join)" if joined else "y = Relu (c)"
+    result = "float[B,S,32]" if joined else "float[B,2,S,16]"
+    source = model(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[B,2,S,16] q, float[B,2,S,16] k, float[B,2,S,16] v) => ({result} y)
+        <int64[3] join = {{0, 0, 32}}, float cap = {{1.5}}, float two = {{0.5}}>
+        {{
+            kt = Transpose <perm = [0, 1, 3, 2]> (k)
+            s = MatMul (q, kt)
+            d = Mul (s, two)
+            {cap}
+            p = Softmax <axis = -1> (m)
+            c = MatMul (p, v)
+            {end}
+        }}
+    """)
+    artifact = build(source, tmp_path, shapes={"B": 2, "S": 20})
+    assert kernels(artifact)["attention"] == 1
+    rng = np.random.default_rng(0)
+    agrees(source, artifact, {name: rng.normal(size=(2, 2, 20, 16)).astype(np.float32) for name in "qkv"}, 2e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(tmp_path, dtype):
     text = """

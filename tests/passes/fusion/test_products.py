@@ -49,6 +49,34 @@ def test_transposes_go_into_products_where_the_kernel_can_read_them(perm, side, 
 
 
 @quick
+@given(st.data(), st.sampled_from([([], []), ([2], []), ([2], [2])]), st.booleans(), st.booleans(), st.booleans())
+def test_products_over_an_empty_axis_are_zeros(data, batches, trans_a, trans_b, scaled):
+    """Also where the memory that they are written to held other numbers before.
+
+    Of (M, 0) @ (B, 0, N) ONNX Runtime's own MatMul writes one matrix only, so there is nothing to compare with.
+    """
+    batch_a, batch_b = batches
+    formula = Formula(data.draw)
+    inner, fed = data.draw(st.sampled_from([("K", 0), (0, 0), ("M", 3)]))
+    shapes = {"a": [*batch_a, "M", inner], "b": [*batch_b, inner, 5], "big": [64]}
+    names = {}
+    for side, turned in (("a", trans_a), ("b", trans_b)):
+        rank = len(shapes[side])
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        if turned:
+            shapes[side] = [shapes[side][axis] for axis in order]
+        names[side] = formula.op("Transpose", side, perm=order) if turned else side
+    written = formula.op("Exp", formula.op("Neg", formula.op("Exp", "big")))
+    product = formula.op("MatMul", names["a"], names["b"])
+    result = formula.op("Mul", product, formula.constant(3.0)) if scaled else product
+    model = formula.model(shapes, result)
+    model.graph.output.append(helper.make_tensor_value_info(written, TensorProto.FLOAT, None))
+    sizes = {"M": 3, "K": fed}
+    feeds = _feeds({name: [sizes.get(dim, dim) for dim in shape] for name, shape in shapes.items()}, 0)
+    assert close(evaluate(rewrite(model), feeds), evaluate(model, feeds))
+
+
+@quick
 @given(
     st.data(),
     st.sampled_from(["Gemm", "MatMul"]),
