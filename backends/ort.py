@@ -213,7 +213,9 @@ class OnnxRuntimeBackend:
 
     def runner(self, model: onnx_ir.Model, *, plain: bool = False, few_runs: bool = False) -> Session:
         """A model in memory, opened as in production; ``plain`` without onnxruntime's own optimizations."""
-        return Session(model, optimization="off" if plain else "all", config=_FEW_RUNS if few_runs else None)
+        # What runs a few times, each at other sizes, gains nothing from memory that is kept and planned.
+        optimization: Optimization = "off" if plain else "all"
+        return Session(model, optimization=optimization, arena=not few_runs, config=_FEW_RUNS if few_runs else None)
 
     def emit(self, model: onnx_ir.Model, target: Target, out: Path) -> Artifact:
         """Write the model as ``.onnx`` (and ``.onnx.data`` beside it when it is large)."""
