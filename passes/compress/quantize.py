@@ -78,7 +78,9 @@ class Quantize(Pass):
             ctx.decide(Decision(self.name, [], False, none))
         elif techniques:
             search = Search(study, techniques, self._forbidden(study), self.objective, self.min_gain)
-            _Record(self, ctx, study).of(search, self._outcome(search, study))
+            outcome = self._outcome(search, study)
+            self._check_asked(outcome)
+            _Record(self, ctx, study).of(search, outcome)
 
     def _outcome(self, search: Search, study: Study) -> Outcome:
         if not self.recipe:
@@ -86,6 +88,19 @@ class Quantize(Pass):
         recipe = read_recipe(self.recipe)
         recipe.check(study.layers)
         return search.pinned(recipe.options)
+
+    def _check_asked(self, outcome: Outcome) -> None:
+        """Raise UsageError if something was asked for by name and nothing of it can be proposed."""
+        for name in self.techniques:
+            rows = [row for row in outcome.rows if row.technique == name]
+            if rows and all(row.option is None for row in rows):
+                reasons = "; ".join(dict.fromkeys(row.reason for row in rows))
+                raise UsageError(f"the technique {name!r} was asked for and fits no layer: {reasons}")
+        labels = {row.option.label for row in outcome.rows if row.option is not None}
+        for pattern in self.options:
+            if not any(fnmatchcase(label, pattern) for label in labels):
+                known = ", ".join(sorted(labels)) or "none"
+                raise UsageError(f"no option fits {pattern!r}, which was asked for", hint=f"there are: {known}")
 
     def _forbidden(self, study: Study) -> Callable[[int, Option], str | None]:
         policy, roles = read_policy(self.policy), roles_of(study.layers, study.facts)

@@ -15,6 +15,7 @@ import pytest
 
 from optc.backends import ort_kernels
 from optc.backends.ort import Session
+from optc.ir.errors import UsageError
 from optc.ir.model import load
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import builtin_targets
@@ -226,3 +227,18 @@ def test_really_measured():
     assert len(ctx.decisions) >= 1 and all(decision.reason for decision in ctx.decisions)
     assert error(model, original) <= 0.03
     assert (ops(model) == ops(original)) == (not any(decision.kept for decision in ctx.decisions))
+
+
+@pytest.mark.parametrize(
+    "item, words",
+    [
+        (Quantize(techniques=("static-int8",)), "cannot be used here"),
+        (Quantize(options=("int3-*",)), "no option fits 'int3-\\*'"),
+    ],
+)
+def test_what_was_asked_for_and_changes_nothing_is_an_error(item, words):
+    model = parse(BODY, WEIGHTS)
+    with pytest.raises(UsageError, match=words):
+        quantize(
+            model, Pretended(model.clone(), FASTER), SimpleNamespace(supports=lambda d, op, *a, **k: d != ""), item
+        )
