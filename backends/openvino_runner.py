@@ -120,7 +120,7 @@ class OpenVinoRunner:
             )
         if spec.dtype == onnx_ir.DataType.BFLOAT16:
             return library().Tensor(array.view(np.uint16), array.shape, library().Type.bf16)
-        return library().Tensor(array, shared_memory=True)
+        return library().Tensor(array, shared_memory=array.flags.writeable)  # it refuses what it could not write to
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str | None, ...] | None) -> bool:

@@ -16,6 +16,7 @@ from optc.backends import openvino as backend_module
 from optc.backends.base import HostBackend
 from optc.backends.openvino import OpenVinoBackend
 from optc.backends.openvino_library import installed_version
+from optc.backends.openvino_runner import OpenVinoRunner
 from optc.ir.errors import BackendError, DataError, UsageError
 from optc.ir.metadata import MADE_FOR, PRECISION_KEY
 from optc.ir.targets import builtin_targets
@@ -121,6 +122,9 @@ def test_an_artifact_keeps_the_interface(name: str, tmp_path: Path) -> None:
     assert list(outputs) == ["y", "z"]
     np.testing.assert_array_equal(outputs["y"], np.maximum(X, 0))
     np.testing.assert_array_equal(outputs["z"], X)
+    frozen = X.copy()
+    frozen.flags.writeable = False  # as samples read from files are
+    np.testing.assert_array_equal(runner.run({"x": frozen, "unused": X[0]})["z"], X)
     again = runner.run({"x": X[:1] * 2, "unused": X[0]})  # other sizes, and results that are the caller's own
     assert again["y"].shape == (1, 4)
     np.testing.assert_array_equal(outputs["y"], np.maximum(X, 0))
@@ -253,3 +257,27 @@ def test_a_runtime_with_other_numbers_is_found_out(monkeypatch: pytest.MonkeyPat
     assert verification.status == "failed"
     assert "openvino gets other numbers of the original too" in verification.reason
     assert optc.compile(onnx_ir.to_proto(small()), backend="auto").report.backend == "onnxruntime"
+
+
+@there
+def test_integers_for_it_come_from_calibration_data_and_stay_inside_the_budget(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((8, 1, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "calib.npz", image=images)
+    result = optc.compile(
+        Path(__file__).parents[2] / "examples" / "digits" / "cnn.onnx",
+        backend="openvino",
+        output=tmp_path / "cnn.xml",
+        calib=tmp_path / "calib.npz",
+        passes="fold,dce,quantize{techniques=[static-int8],objective=size}",
+        max_error=0.05,
+    )
+    report = result.report
+    assert report.verification.status == "passed"
+    assert any(decision.what.startswith("static-int8") and decision.kept for decision in report.decisions)
+    assert {node.domain for node in result.model.graph} == {""}
+    runner = optc.load(tmp_path / "cnn.xml", threads=1)
+    assert isinstance(runner, OpenVinoRunner)
+    assert "u8" in {node.precision for node in runner.executed() if node.kind == "Convolution"}
+    reference = optc.load(Path(__file__).parents[2] / "examples" / "digits" / "cnn.onnx")
+    found, wanted = (one.run({"image": images[0]})["logits"] for one in (runner, reference))
+    assert 0 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.1
