@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx_ir
 
-from optc.backends.ort import Session
+from optc.backends.ort import OnnxRuntimeBackend
 from optc.ir.errors import OutputError
 from optc.measure import Measure
 from optc.options import Options
@@ -69,7 +69,7 @@ class Collector:
                 model,
                 requests,
                 samples,
-                partial(Session, optimization="off", spinning=False),
+                partial(OnnxRuntimeBackend().runner, plain=True, few_runs=True),
                 folder=folder,
                 seed=self._options.seed,
                 progress=tell,

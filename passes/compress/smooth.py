@@ -168,12 +168,26 @@ def _producer(x: onnx_ir.Value, facts: Facts) -> _Target | str:
         return "it is an input of the model"
     if (node.domain, node.op_type) in _NORMS:
         return _norm(node, facts)
+    if is_op(node, "Mul"):
+        return _factor(node, facts)
     if is_op(node, "MatMul"):
         return _checked(node, [_Place(1, 1, 2)], facts)
+    if (node.domain, node.op_type) == ("com.microsoft", "FusedMatMul"):
+        return _checked(node, [_Place(1, 0 if int_attr(node, "transB", 0) else 1, 2)], facts)
     if is_op(node, "Gemm"):
         places = [_Place(1, 0 if int_attr(node, "transB", 0) else 1, 2), _Place(2, 0, 1)]
         return _checked(node, [place for place in places if operand(node, place.operand) is not None], facts)
     return f"{node.op_type} cannot scale its channels"
+
+
+def _factor(node: onnx_ir.Node, facts: Facts) -> _Target | str:
+    """What scales one factor of a product of two activations, as in gated units."""
+    for value, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        if facts.shape(value) == facts.shape(node.outputs[0]) and value is not other and only_use(value):
+            found = _producer(value, facts)
+            if not isinstance(found, str):
+                return found
+    return "neither factor's producer can scale its channels"
 
 
 def _norm(node: onnx_ir.Node, facts: Facts) -> _Target | str:

@@ -82,6 +82,11 @@ class Codes:
         return blocks.reshape(self.rows, -1)[:, : self.columns]
 
     @property
+    def finite(self) -> bool:
+        """Whether all weights that were quantized were finite: what is not makes the scale of its block so."""
+        return bool(np.isfinite(self.scales).all())
+
+    @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Codes, scales and zero points: what differs from row to row."""
         return self.codes, self.scales, self.zeros

@@ -49,6 +49,11 @@ class KnownInputs:
     def __init__(self, statistics: Statistics | None) -> None:
         self._statistics = statistics
         self._last: tuple[Request, Inputs] | None = None
+        self._scales: dict[str, np.ndarray] = {}
+
+    def scaled(self, name: str, scale: np.ndarray) -> None:
+        """Take note that an input is divided by ``scale``, one factor per channel, since the statistics were made."""
+        self._scales[name], self._last = scale, None
 
     def of(self, layer: Layer) -> Inputs | str | None:
         """What is known of a layer's input, or why nothing is; None where there are no statistics at all."""
@@ -61,7 +66,8 @@ class KnownInputs:
             problem = self._statistics.why_not(request)
             if problem is not None:
                 return problem
-            self._last = request, Inputs(self._statistics.gram(request.value, request.view))
+            gram, scale = self._statistics.gram(request.value, request.view), self._scales.get(request.value)
+            self._last = request, Inputs(gram if scale is None else gram / np.outer(scale, scale))
         return self._last[1]
 
 

@@ -71,7 +71,8 @@ def quantize(weight: np.ndarray, method: str, grid: Grid, inputs: Inputs | None 
     algorithm = METHODS[method]
     count = max(1, algorithm.piece // max(1, weight.shape[1]))
     pieces = (weight[start : start + count] for start in range(0, len(weight), count))
-    return _joined(len(weight), pieces, lambda piece: algorithm.run(piece, grid, inputs))
+    with np.errstate(invalid="ignore", over="ignore"):  # what comes of weights that are not finite, see Codes.finite
+        return _joined(len(weight), pieces, lambda piece: algorithm.run(piece, grid, inputs))
 
 
 def _joined(rows: int, pieces: Iterable[np.ndarray], run: Callable[[np.ndarray], Codes]) -> Codes:

@@ -15,6 +15,7 @@ from optc.passes.compress.weights.codes import Grid, Zeros
 from optc.passes.compress.weights.forms import Form, usable_forms
 from optc.passes.compress.weights.inputs import KnownInputs, gram_request
 from optc.passes.compress.weights.methods import METHODS, quantize
+from optc.passes.compress.weights.scaling import scale_inputs
 from optc.passes.compress.weights.writing import bytes_of, form_for, write
 
 #: Constants up to this many bytes stay in memory.
@@ -80,13 +81,25 @@ class QuantizeWeights(Pass):
             return
         known = self._known(ctx, [layer for layer, _ in fitting])
         sizes: list[int] = [layer.weight.const_value.nbytes for layer, _ in fitting]
-        spool = Spool(sum(sizes))
-        saved = 0
+        scaled = self.method == "awq"
+        spool = Spool(sum(sizes) * (2 if scaled else 1))
+        if scaled:
+            left = scale_inputs(ctx.rewriter, [layer for layer, _ in fitting], known, self._grid, spool.keep)
+            for name, reason in left.items():
+                ctx.remark("skipped", name, f"its channels are not scaled: {reason}")
+        saved, names, odd = 0, [], []
         for layer, form in fitting:
-            saved += self._quantize(ctx, layer, form, known, spool)
-        names = [layer.name for layer, _ in fitting]
-        ctx.hit(self._label, len(names))
-        ctx.decide(Decision(self._label, names, True, "as the pass was told", bytes_saved=saved))
+            fewer = self._quantize(ctx, layer, form, known, spool)
+            if fewer is None:
+                odd.append(layer.name)
+            else:
+                names.append(layer.name)
+                saved += fewer
+        if odd:
+            ctx.decide(Decision(self._label, odd, False, "not all of its weights are finite"))
+        if names:
+            ctx.hit(self._label, len(names))
+            ctx.decide(Decision(self._label, names, True, "as the pass was told", bytes_saved=saved))
 
     @property
     def _label(self) -> str:
@@ -113,16 +126,21 @@ class QuantizeWeights(Pass):
         if service is None:
             raise UsageError(f"the method {self.method!r} needs to run the model, which cannot be done here")
         requests = [request for layer in layers if (request := gram_request(layer)) is not None]
-        return KnownInputs(service.collect(ctx.model, dict.fromkeys(requests)))
+        found = service.collect(ctx.model, dict.fromkeys(requests))
+        for layer in layers:
+            release(layer.weight.const_value)  # running the model has read all of them
+        return KnownInputs(found)
 
-    def _quantize(self, ctx: PassContext, layer: Layer, form: Form, known: KnownInputs, spool: Spool) -> int:
-        """Quantize one layer; the bytes that this saves."""
+    def _quantize(self, ctx: PassContext, layer: Layer, form: Form, known: KnownInputs, spool: Spool) -> int | None:
+        """Quantize one layer; the bytes that this saves, or None for weights that are not finite."""
         method, tensor = self.method, layer.weight.const_value
         inputs = known.of(layer)
         if isinstance(inputs, str):
             ctx.remark("skipped", layer.name, f"rounded to nearest instead of by {method}: {inputs}")
             method, inputs = "mse", None
         codes = quantize(layer.by_output(ctx.facts), method, self._grid, inputs)
+        if not codes.finite:
+            return None
 
         def keep(constant: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
             return spool.keep(constant) if constant.nbytes > _SMALL else constant

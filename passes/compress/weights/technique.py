@@ -113,7 +113,8 @@ class WeightOnly:
     def _option(self, study: Study, layer: Layer, label: str, form: Form) -> Option:
         grid = self._labels(study)[label]
         precision = "int8" if form.rounds_activations else "fp32"
-        size = layer.columns * (layer.rows * grid.bits // 8 + 4 * (layer.rows // (grid.block or layer.rows)))
+        width = grid.width(layer.rows)
+        size = layer.columns * -(-layer.rows // width) * (width * grid.bits // 8 + 4)
         trial, judge = partial(self._trial, study, layer, label, form), partial(self._error, study, layer, label, form)
         return Option(self.name, label, None, size, precision, trial, judge)
 

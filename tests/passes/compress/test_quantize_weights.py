@@ -129,6 +129,16 @@ def test_the_error_budget_holds(tmp_path: Path) -> None:
     assert kinds(result) == ["Gather", "MatMul", "Gemm", "MatMul"]
 
 
+@pytest.mark.parametrize("method", ["rtn", "mse", "hqq", "k-quant", "awq", "gptq"])
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_left_alone(method: str, odd: float, tmp_path: Path) -> None:
+    weights = {**WEIGHTS, "w2": WEIGHTS["w2"].copy()}
+    weights["w2"][5, 7] = odd
+    options = f"{{method={method},zeros=integer}}"
+    result = quantized(model_of(BODY, weights), f"quantize-weights{options}", tmp_path, calib={"ids": IDS})
+    assert kinds(result) == ["Gather", "MatMulNBits", "Gemm", "MatMulNBits"]
+
+
 def test_rounding_activations_is_said(tmp_path: Path) -> None:
     for activations, level in (("float", 0), ("int8", 4)):
         result = quantized(model_of(BODY, WEIGHTS), f"quantize-weights{{activations={activations}}}", tmp_path)
