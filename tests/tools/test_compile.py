@@ -195,3 +195,18 @@ def test_output_that_is_piped_is_plain(vit, tmp_path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "\x1b" not in done.stdout and done.stderr == ""
     assert all(line == line.rstrip() for line in done.stdout.splitlines())
+
+
+def test_calibration_data_from_a_function(cli, vit, tmp_path) -> None:
+    (tmp_path / "own_batches.py").write_text(
+        "import numpy as np\n"
+        "def batches(value=0.5):\n"
+        "    for size in (1, 2):\n"
+        "        yield {'image': np.full((size, 1, 8, 8), value, np.float32)}\n"
+        "def broken(): return batches(np.nan)\n"
+    )
+    options = (vit, "-O1", *FAST, "-o", "out.onnx", "--calib-cache", "off", "--calib")
+    assert cli(*options, "own_batches:batches").code == 0
+    message = cli(*options, "own_batches:broken").message
+    assert "own_batches:broken, sample 0: 'image' holds 64 NaN of 64 values" in message
+    assert "cannot import" in cli(*options, "own_batches:nothing").message
