@@ -107,7 +107,7 @@ def _read(path: Path) -> onnx.ModelProto:
 def _read_text(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
-    except (onnx.parser.ParseError, json_format.Error, text_format.Error, ValueError) as error:
+    except (onnx.parser.ParseError, json_format.Error, text_format.Error, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"not a valid ONNX text: {reason}", where=str(path)) from error
 

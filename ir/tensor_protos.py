@@ -43,6 +43,8 @@ def problem(tensor: onnx.TensorProto) -> str | None:
     if any(dim < 0 for dim in tensor.dims):
         return f"has dims {list(tensor.dims)}"
     if tensor.data_location == TensorProto.EXTERNAL:
+        if kind == TensorProto.STRING:
+            return "is of texts, which cannot lie in another file"
         texts = [text for entry in tensor.external_data for text in (entry.key, entry.value)]
         if any(isinstance(text, bytes) for text in texts):
             return "refers to a place that is not UTF-8"

@@ -122,6 +122,9 @@ def coarsest_float(model: onnx_ir.Model) -> onnx_ir.DataType:
     """The float type with the fewest significant bits among the values that the model computes; FLOAT by default."""
     found = {value.dtype for graph in model.graphs() for node in graph for value in node.outputs}
     found |= {value.dtype for value in (*model.graph.inputs, *model.graph.outputs)}
+    # The types of inner values need not be known; that of a Cast is.
+    casts = [node.attributes.get("to") for graph in model.graphs() for node in graph if node.op_type == "Cast"]
+    found |= {onnx_ir.DataType(to.as_int()) for to in casts if to is not None and not to.is_ref()}
     return next((dtype for dtype in reversed(_COARSENESS) if dtype in found), onnx_ir.DataType.FLOAT)
 
 

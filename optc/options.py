@@ -89,10 +89,15 @@ class Options:
         values = {name: value for name, value in given.items() if value is not None}
         for name in ("output", "dump_dir", "reproducer", "recipe", "save_recipe"):
             if name in values:
+                if not isinstance(values[name], str | os.PathLike):
+                    raise UsageError(f"option {name!r} is a path, not {values[name]!r}")
                 values[name] = Path(values[name])
         if isinstance(values.get("skip"), str):
             values["skip"] = tuple(part.strip() for part in values["skip"].split(",") if part.strip())
-        values["skip"] = tuple(values.get("skip", ()))
+        skip = values.get("skip", ())
+        if not isinstance(skip, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in skip):
+            raise UsageError(f"option 'skip' cannot be {skip!r}")
+        values["skip"] = tuple(skip)
         options = cls(**values)
         options.check()
         return options

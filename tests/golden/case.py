@@ -24,7 +24,9 @@ from optc.passes.registry import pass_registry
 
 CASES = Path(__file__).parent / "cases"
 _STYLE = Style(canonical=True, digests=False)
-_HEADERS = {"pipeline", "fires", "near", "target", "tolerance", "dims", "shared"}
+#: Cases that the fuzzer wrote: what went wrong once.
+FOUND = Path(__file__).parent / "found"
+_HEADERS = {"pipeline", "fires", "near", "target", "tolerance", "dims", "shared", "seed"}
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def read_case(path: Path) -> Case:
     for part in rest:
         name, _, body = part.partition("\n")
         sections[name.strip()] = body.strip("\n") + "\n"
-    if not {"pipeline", "fires"} <= set(headers) or "input" not in sections:
-        raise ValueError(f"{path.name}: pipeline, fires and the input are required")
+    if "pipeline" not in headers or not {"fires", "seed"} & set(headers) or "input" not in sections:
+        raise ValueError(f"{path.name}: pipeline, fires (or seed) and the input are required")
     return Case(path, title, headers, sections)
 
 

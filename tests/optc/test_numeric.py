@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from optc.numeric import Tolerance, compare_arrays, compare_outputs, tolerance
+from optc.numeric import Tolerance, coarsest_float, compare_arrays, compare_outputs, tolerance
 from optc.passes.base import Numerics
 
 ROUNDING = tolerance(Numerics.ROUNDING)
@@ -273,3 +273,11 @@ def test_relative_error_does_not_depend_on_the_scale(a, shift, scale):
     one = compare_arrays(a, b, Tolerance(0.0, 0.0, 0.0)).rel_l2
     other = compare_arrays(a * scale, b * scale, Tolerance(0.0, 0.0, 0.0)).rel_l2
     assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_the_coarsest_type_is_that_of_a_cast_whose_result_nobody_declares() -> None:
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[3] x) => (float[3] y) '
+    text += "{{ a = Cast <to = {}> (x) y = {} (a) }}"
+    narrow = onnx_ir.from_onnx_text(text.format(10, "Cast <to = 1>"))
+    assert coarsest_float(narrow) == onnx_ir.DataType.FLOAT16
+    assert coarsest_float(onnx_ir.from_onnx_text(text.format(1, "Neg"))) == onnx_ir.DataType.FLOAT

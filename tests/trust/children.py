@@ -1,7 +1,7 @@
 """Running many attempts in forked children, so that one that crashes, hangs or eats memory is a finding and no end.
 
-A child works through a batch. What it is at is noted in memory that it shares with its parent, and every attempt has a
-timer whose signal ends the process, also from inside of native code.
+A child works through a batch. What it is at is noted in memory that it shares with its parent, and every attempt has
+two timers whose signals end the process, also from inside of native code: for what it computes, and how long it lasts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Death:
     """An attempt that ended its process.
 
     Attributes:
-        signal: The signal's name; SIGALRM is a hang. "exit" where the process ended itself.
+        signal: The signal's name; SIGPROF and SIGALRM are hangs. "exit" where the process ended itself.
     """
 
     signal: str
@@ -38,7 +38,7 @@ class Death:
     @property
     def hang(self) -> bool:
         """Whether it took too long."""
-        return self.signal == "SIGALRM"
+        return self.signal in ("SIGPROF", "SIGALRM")
 
     def __str__(self) -> str:
         return "no answer in time" if self.hang else f"the process died of {self.signal}"
@@ -60,6 +60,7 @@ def attempts(
     jobs: int = 1,
     batch: int = 500,
     seconds: float = 60.0,
+    patience: float = 60.0,
     memory: int | None = None,
 ) -> Iterator[tuple[int, T | Death]]:
     """What became of every seed, batch by batch.
@@ -69,14 +70,15 @@ def attempts(
         seeds: The seeds.
         jobs: Children at a time.
         batch: Attempts per child.
-        seconds: What one attempt may take.
+        seconds: What one attempt may compute.
+        patience: How many times as long it may last, as others may use the machine too.
         memory: Bytes of address space that a child may take beyond what this process has.
     """
     waiting = [seeds[start : start + batch] for start in range(0, len(seeds), batch)][::-1]
     running: dict[int, _Child] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
-            child = _started(task, waiting.pop(), seconds, memory)
+            child = _started(task, waiting.pop(), seconds, seconds * patience, memory)
             running[child.pipe] = child
         for pipe in select.select(list(running), [], [])[0]:
             child = running[pipe]
@@ -97,7 +99,7 @@ def attempts(
             waiting += [part for part in (child.span[done + 1 :], child.span[:done]) if part]
 
 
-def _started(task: Callable[[int], T], span: range, seconds: float, memory: int | None) -> _Child:
+def _started(task: Callable[[int], T], span: range, seconds: float, longest: float, memory: int | None) -> _Child:
     at = mmap.mmap(-1, 8)
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -115,13 +117,16 @@ def _started(task: Callable[[int], T], span: range, seconds: float, memory: int 
             limit = _address_space() + memory
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
         results = []
         for done, seed in enumerate(span):
             at[:8] = struct.pack("q", done)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.setitimer(signal.ITIMER_REAL, longest)
             results.append(task(seed))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
         with os.fdopen(writing, "wb") as stream:
             stream.write(pickle.dumps(results))
         code = 0

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 import optc
 from optc import compiler, reproducer
-from optc.ir.errors import ModelError
+from optc.ir.errors import ModelError, UsageError
 from optc.ir.model import load
+from optc.options import Options
 from optc.tools import replay
 
 from .planted import BUGS, planted, yard
@@ -100,3 +101,9 @@ def test_nothing_is_unpacked_but_the_model(file: Path, tmp_path: Path) -> None:
     with reproducer.opened(file) as (found, _):
         assert json.loads(json.dumps(found.problems))
     assert not list(tmp_path.parent.glob("outside.txt"))
+
+
+@pytest.mark.parametrize("options", [{"skip": 5}, {"skip": [1]}, {"dump_dir": 0.5}, {"output": []}, {"reproducer": 3}])
+def test_options_of_other_types_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        Options.of(**options)

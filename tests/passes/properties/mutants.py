@@ -1,37 +1,49 @@
 """Models a little different from a seed: other shapes, types and constants, other readers, other wiring.
 
-A mutation takes a model and a ``draw`` function, and changes the model in place or leaves it alone where it has nothing
+A mutation takes a model and a source of chance, and changes the model in place or leaves it alone where it has nothing
 to work on. What comes out need not be valid: whether ONNX Runtime takes the mutant is the judge's question.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from optc.ir.pattern import COMMUTATIVE
-
-Draw = Callable[[st.SearchStrategy], Any]
 
 #: Types that float models come in.
 FLOAT_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _FLOATS = (TensorProto.FLOAT, *FLOAT_TYPES)
 #: What a constant's value is multiplied by, or what is added to it.
 _NUDGES: tuple[tuple[float, float], ...] = ((1.01, 0.0), (1.0, 1e-3), (-1.0, 0.0), (2.0, 0.0), (0.0, 0.0))
+#: Operators that can stand for each other.
+_KIN = (
+    ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean"),
+    ("Relu", "Sigmoid", "Tanh", "Erf", "Neg", "Abs", "Identity", "Softplus", "HardSwish", "Sqrt", "Exp"),
+    ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare"),
+    ("And", "Or", "Xor"),
+    ("Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"),
+    ("MaxPool", "AveragePool"),
+    ("GlobalAveragePool", "GlobalMaxPool"),
+    ("Softmax", "LogSoftmax"),
+    ("Squeeze", "Unsqueeze"),
+    ("Reshape", "Expand", "Tile"),
+    ("Floor", "Ceil", "Round"),
+)
 
 
-def mutate(model: onnx.ModelProto, draw: Draw, most: int = 3) -> tuple[onnx.ModelProto, list[str]]:
+def mutate(model: onnx.ModelProto, rng: random.Random, most: int = 3) -> tuple[onnx.ModelProto, list[str]]:
     """A mutant, and the names of the mutations that it went through."""
     mutant = onnx.ModelProto()
     mutant.CopyFrom(model)
-    names = draw(st.lists(st.sampled_from(sorted(MUTATIONS)), max_size=most))
+    names = [rng.choice(sorted(MUTATIONS)) for _ in range(rng.randint(0, most))]
     for name in names:
-        MUTATIONS[name](mutant, draw)
+        MUTATIONS[name](mutant, rng)
     if names:
         forget(mutant)
     return mutant, names
@@ -64,16 +76,16 @@ def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 # operands ---------------------------------------------------------------------------------------------------------
 
 
-def commute(model: onnx.ModelProto, draw: Draw) -> None:
+def commute(model: onnx.ModelProto, rng: random.Random) -> None:
     """Swap the operands of some commutative nodes."""
     for node in all_nodes(model.graph):
-        if node.op_type in COMMUTATIVE and len(node.input) == 2 and draw(st.booleans()):
+        if node.op_type in COMMUTATIVE and len(node.input) == 2 and rng.random() < 0.5:
             node.input[0], node.input[1] = node.input[1], node.input[0]
 
 
-def rewire(model: onnx.ModelProto, draw: Draw) -> None:
+def rewire(model: onnx.ModelProto, rng: random.Random) -> None:
     """Let one input of a node read something else that is computed before it."""
-    node = _pick(draw, [n for n in model.graph.node if n.input])
+    node = _pick(rng, [n for n in model.graph.node if n.input])
     if node is None:
         return
     before = [value.name for value in model.graph.input]
@@ -81,15 +93,15 @@ def rewire(model: onnx.ModelProto, draw: Draw) -> None:
         if other is node:
             break
         before += [name for name in other.output if name]
-    index = draw(st.integers(0, len(node.input) - 1))
-    node.input[index] = draw(st.sampled_from(before)) if before else node.input[index]
+    index = rng.randrange(len(node.input))
+    node.input[index] = rng.choice(before) if before else node.input[index]
 
 
-def share(model: onnx.ModelProto, draw: Draw) -> None:
+def share(model: onnx.ModelProto, rng: random.Random) -> None:
     """Let an inner value be an output, or be read by one more node whose result is an output."""
     outputs = {value.name for value in model.graph.output}
     names = [name for node in model.graph.node for name in node.output if name and name not in outputs]
-    name = _pick(draw, names)
+    name = _pick(rng, names)
     if name is None:
         return
     try:
@@ -99,83 +111,145 @@ def share(model: onnx.ModelProto, draw: Draw) -> None:
     kind = next((v.type.tensor_type.elem_type for v in known.graph.value_info if v.name == name), 0)
     if not kind:
         return
-    if draw(st.booleans()):
+    if rng.random() < 0.5:
         again = f"{name}_again"
         model.graph.node.append(helper.make_node("Identity", [name], [again], name=again))
         name = again
     model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
 
 
+def another_op(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Let a node be of another operator that takes as many operands."""
+    places = [(node, kin) for node in all_nodes(model.graph) for kin in _KIN if node.op_type in kin]
+    chosen = _pick(rng, places)
+    if chosen is not None and chosen[0].domain in ("", "ai.onnx"):
+        node, kin = chosen
+        node.op_type = rng.choice([op for op in kin if op != node.op_type])
+
+
+def duplicate(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Make a node twice; some of its readers read the other one."""
+    node = _pick(rng, [n for n in model.graph.node if n.output and n.output[0]])
+    if node is None:
+        return
+    twin = onnx.NodeProto()
+    twin.CopyFrom(node)
+    twin.name = f"{node.name or node.op_type}_twin"
+    others = {name: f"{name}_twin" for name in node.output if name}
+    for index, name in enumerate(twin.output):
+        twin.output[index] = others.get(name, name)
+    for reader in model.graph.node:
+        for index, name in enumerate(reader.input):
+            if name in others and rng.random() < 0.5:
+                reader.input[index] = others[name]
+    at = list(model.graph.node).index(node)
+    model.graph.node.insert(at + 1, twin)
+
+
+def bypass(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Take a node out: what read its result reads one of its inputs."""
+    ends = {value.name for value in model.graph.output}
+    node = _pick(rng, [n for n in model.graph.node if len(n.output) == 1 and n.output[0] not in ends and any(n.input)])
+    if node is None:
+        return
+    instead, gone = rng.choice([name for name in node.input if name]), node.output[0]
+    model.graph.node.remove(node)
+    for reader in all_nodes(model.graph):
+        for index, name in enumerate(reader.input):
+            if name == gone:
+                reader.input[index] = instead
+
+
+def cast_between(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Let a value go through another float type on its way to one reader."""
+    node = _pick(rng, [n for n in model.graph.node if n.input])
+    if node is None:
+        return
+    index = rng.randrange(len(node.input))
+    if not node.input[index]:
+        return
+    back = next((v.type.tensor_type.elem_type for v in model.graph.input), TensorProto.FLOAT)
+    names = [f"{node.input[index]}_{step}_{len(model.graph.node)}" for step in ("cast", "back")]
+    nodes = [
+        helper.make_node("Cast", [node.input[index]], names[:1], name=names[0], to=rng.choice(FLOAT_TYPES)),
+        helper.make_node("Cast", names[:1], names[1:], name=names[1], to=back),
+    ]
+    node.input[index] = names[1]
+    at = list(model.graph.node).index(node)
+    for one in reversed(nodes):
+        model.graph.node.insert(at, one)
+
+
 # constants --------------------------------------------------------------------------------------------------------
 
 
-def nudge(model: onnx.ModelProto, draw: Draw) -> None:
+def nudge(model: onnx.ModelProto, rng: random.Random) -> None:
     """Move a scalar constant a little: a float by a hundredth or a thousandth, an integer by one."""
     tensors = [t for t in _constants(model) if 0 < _size(t) <= 8]
-    tensor = _pick(draw, tensors)
+    tensor = _pick(rng, tensors)
     if tensor is None:
         return
     array = numpy_helper.to_array(tensor).copy()
-    index = draw(st.integers(0, array.size - 1))
+    index = rng.randrange(array.size)
     flat = array.reshape(-1)
     if array.dtype.kind in "iu":
         with np.errstate(over="ignore"):
-            flat[index] += np.array(draw(st.sampled_from([1, -1]))).astype(array.dtype)
+            flat[index] += np.array(rng.choice([1, -1])).astype(array.dtype)
     elif array.dtype.kind == "b":
         flat[index] = not flat[index]
     else:
-        factor, shift = draw(st.sampled_from(_NUDGES))
+        factor, shift = rng.choice(_NUDGES)
         with np.errstate(all="ignore"):
             flat[index] = (flat[index].astype(np.float64) * factor + shift).astype(array.dtype)
     _store(tensor, flat.reshape(array.shape))
 
 
-def nudge_attribute(model: onnx.ModelProto, draw: Draw) -> None:
+def nudge_attribute(model: onnx.ModelProto, rng: random.Random) -> None:
     """Move a number of an attribute a little, or swap two numbers of a list."""
     kinds = (onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS)
     places = [a for n in all_nodes(model.graph) for a in n.attribute if a.type in kinds and a.name != "to"]
-    attribute = _pick(draw, places)
+    attribute = _pick(rng, places)
     if attribute is None:
         return
     if attribute.type == onnx.AttributeProto.INT:
-        attribute.i += draw(st.sampled_from([1, -1]))
+        attribute.i += rng.choice([1, -1])
     elif attribute.type == onnx.AttributeProto.FLOAT:
-        factor, shift = draw(st.sampled_from(_NUDGES))
+        factor, shift = rng.choice(_NUDGES)
         attribute.f = attribute.f * factor + shift
     elif attribute.type == onnx.AttributeProto.FLOATS and attribute.floats:
-        attribute.floats[draw(st.integers(0, len(attribute.floats) - 1))] *= 1.01
+        attribute.floats[rng.randrange(len(attribute.floats))] *= 1.01
     elif attribute.ints:
-        first, second = (draw(st.integers(0, len(attribute.ints) - 1)) for _ in range(2))
+        first, second = (rng.randrange(len(attribute.ints)) for _ in range(2))
         if first == second:
-            attribute.ints[first] += draw(st.sampled_from([1, -1]))
+            attribute.ints[first] += rng.choice([1, -1])
         else:
             attribute.ints[first], attribute.ints[second] = attribute.ints[second], attribute.ints[first]
 
 
-def unfreeze(model: onnx.ModelProto, draw: Draw) -> None:
+def unfreeze(model: onnx.ModelProto, rng: random.Random) -> None:
     """Let a constant be an input of the model; it is fed what it was, or other numbers."""
-    tensor = _pick(draw, [t for t in model.graph.initializer if t.data_type != TensorProto.STRING])
+    tensor = _pick(rng, [t for t in model.graph.initializer if t.data_type != TensorProto.STRING])
     if tensor is None or tensor.name in {value.name for value in model.graph.input}:
         return
     model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     model.graph.initializer.remove(tensor)
 
 
-def raise_rank(model: onnx.ModelProto, draw: Draw) -> None:
+def raise_rank(model: onnx.ModelProto, rng: random.Random) -> None:
     """Give a constant of one element another number of dims."""
-    tensor = _pick(draw, [t for t in _constants(model) if _size(t) == 1 and t.data_type in _FLOATS])
+    tensor = _pick(rng, [t for t in _constants(model) if _size(t) == 1 and t.data_type in _FLOATS])
     if tensor is not None:
-        rank = draw(st.sampled_from([0, 1, 2, 5]))
+        rank = rng.choice([0, 1, 2, 5])
         _store(tensor, numpy_helper.to_array(tensor).reshape((1,) * rank))
 
 
-def spread(model: onnx.ModelProto, draw: Draw) -> None:
+def spread(model: onnx.ModelProto, rng: random.Random) -> None:
     """Let a scalar be a vector of numbers that differ."""
-    tensor = _pick(draw, [t for t in _constants(model) if _size(t) == 1 and t.data_type in _FLOATS])
+    tensor = _pick(rng, [t for t in _constants(model) if _size(t) == 1 and t.data_type in _FLOATS])
     sizes = sorted({dim.dim_value for v in model.graph.input for dim in _dims(v) if dim.dim_value > 1})
     if tensor is None or not sizes:
         return
-    array = np.tile(numpy_helper.to_array(tensor).reshape(-1), draw(st.sampled_from(sizes)))
+    array = np.tile(numpy_helper.to_array(tensor).reshape(-1), rng.choice(sizes))
     with np.errstate(over="ignore"):
         array[-1] = (array[-1].astype(np.float64) * 1.5).astype(array.dtype)
     _store(tensor, array)
@@ -184,14 +258,14 @@ def spread(model: onnx.ModelProto, draw: Draw) -> None:
 # shapes -----------------------------------------------------------------------------------------------------------
 
 
-def resize(model: onnx.ModelProto, draw: Draw) -> None:
+def resize(model: onnx.ModelProto, rng: random.Random) -> None:
     """Let one number that dims have be another one, in inputs, weights and integers such as targets of a Reshape."""
     sizes = {dim.dim_value for v in model.graph.input for dim in _dims(v)}
     sizes |= {dim for tensor in model.graph.initializer for dim in tensor.dims}
-    old = _pick(draw, sorted(size for size in sizes if size > 1))
+    old = _pick(rng, sorted(size for size in sizes if size > 1))
     if old is None:
         return
-    new = draw(st.sampled_from([size for size in (1, 2, 3, 4, 6, 7, 16) if size != old]))
+    new = rng.choice([size for size in (1, 2, 3, 4, 6, 7, 16) if size != old])
     for value in model.graph.input:
         for dim in _dims(value):
             if dim.dim_value == old:
@@ -204,22 +278,22 @@ def resize(model: onnx.ModelProto, draw: Draw) -> None:
             _store(tensor, np.resize(array, [new if dim == old else dim for dim in array.shape]))
 
 
-def loosen(model: onnx.ModelProto, draw: Draw) -> None:
+def loosen(model: onnx.ModelProto, rng: random.Random) -> None:
     """Take from some dims of the inputs what is said of them: a size, or that they are the same as others."""
     counter = 0
     for value in model.graph.input:
         for dim in _dims(value):
             counter += 1
-            if draw(st.booleans()):
+            if rng.random() < 0.5:
                 # The judge reads the old size from the name, so that it can feed what fitted before.
                 old = dim.dim_value or dim.dim_param
                 dim.Clear()
                 dim.dim_param = f"u{counter}_{old}"
 
 
-def flatten_batch(model: onnx.ModelProto, draw: Draw) -> None:
+def flatten_batch(model: onnx.ModelProto, rng: random.Random) -> None:
     """Let symbolic dims be numbers."""
-    size = draw(st.sampled_from([1, 2, 3]))
+    size = rng.choice([1, 2, 3])
     for value in model.graph.input:
         for dim in _dims(value):
             if dim.dim_param:
@@ -230,9 +304,9 @@ def flatten_batch(model: onnx.ModelProto, draw: Draw) -> None:
 # types ------------------------------------------------------------------------------------------------------------
 
 
-def retype(model: onnx.ModelProto, draw: Draw) -> None:
+def retype(model: onnx.ModelProto, rng: random.Random) -> None:
     """Compute in another float type: every single precision tensor, constant and cast becomes one of it."""
-    as_type(model, draw(st.sampled_from(FLOAT_TYPES)))
+    as_type(model, rng.choice(FLOAT_TYPES))
 
 
 def as_type(model: onnx.ModelProto, kind: int, source: int = TensorProto.FLOAT) -> None:
@@ -266,11 +340,15 @@ def _cast(numbers: Any, kind: int) -> np.ndarray:
 
 # inside -----------------------------------------------------------------------------------------------------------
 
-MUTATIONS: dict[str, Callable[[onnx.ModelProto, Draw], None]] = {
+MUTATIONS: dict[str, Callable[[onnx.ModelProto, random.Random], None]] = {
     function.__name__: function
     for function in (
         commute,
         rewire,
+        another_op,
+        duplicate,
+        bypass,
+        cast_between,
         share,
         nudge,
         nudge_attribute,
@@ -285,8 +363,8 @@ MUTATIONS: dict[str, Callable[[onnx.ModelProto, Draw], None]] = {
 }
 
 
-def _pick(draw: Draw, options: Sequence[Any]) -> Any:
-    return options[draw(st.integers(0, len(options) - 1))] if options else None
+def _pick(rng: random.Random, options: Sequence[Any]) -> Any:
+    return options[rng.randrange(len(options))] if options else None
 
 
 def _dims(value: onnx.ValueInfoProto) -> Sequence[onnx.TensorShapeProto.Dimension]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from optc.passes.clean import rules_shapes
@@ -16,7 +17,7 @@ from optc.passes.registry import pass_registry
 from .clean_seeds import SEEDS, seed
 from .judge import draw_feeds, judge
 from .mutants import mutate
-from .settings import long, quick
+from .settings import CHANCE, long, quick
 
 every_rule = pytest.mark.parametrize("rule", SEEDS)
 _ALL = parse_pipeline(builtin_levels()[1].text, pass_registry())
@@ -27,29 +28,29 @@ def _alone(rule: str) -> Pipeline:
     return parse_pipeline(text, pass_registry())
 
 
-def _check(rule: str, data: st.DataObject) -> None:
+def _check(rule: str, rng: random.Random) -> None:
     model = seed(rule)
-    mutant, _ = mutate(model, data.draw)
+    mutant, _ = mutate(model, rng)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    feeds = draw_feeds(mutant, data.draw, constants)
-    judge(mutant, feeds, data.draw(st.sampled_from([_alone(rule), _ALL])), 0)
+    feeds = draw_feeds(mutant, rng, constants)
+    judge(mutant, feeds, rng.choice([_alone(rule), _ALL]), tolerance=0)
 
 
 @every_rule
 def test_mutants(rule: str) -> None:
-    quick(given(st.data())(lambda data: _check(rule, data)))()
+    quick(given(CHANCE)(lambda rng: _check(rule, rng)))()
 
 
 @pytest.mark.long
 @every_rule
 def test_many_mutants(rule: str) -> None:
-    long(given(st.data())(lambda data: _check(rule, data)))()
+    long(given(CHANCE)(lambda rng: _check(rule, rng)))()
 
 
 @every_rule
 def test_a_seed_fires_its_rule(rule: str) -> None:
     model = seed(rule)
-    verdict = judge(model, draw_feeds(model, lambda strategy: 0, {}), _alone(rule), 0)
+    verdict = judge(model, draw_feeds(model, random.Random(0), {}), _alone(rule), tolerance=0)
     assert verdict.hits.get(rule) and verdict.runs
 
 
