@@ -20,6 +20,7 @@ BUILTIN: dict[str, str] = {
     "shapes": "optc.passes.clean.shapes:Shapes",
     "simplify": "optc.passes.clean.simplify:Simplify",
     "quantize-weights": "optc.passes.compress.weights.quantize_weights:QuantizeWeights",
+    "equalize": "optc.passes.compress.equalize:Equalize",
     "split-convolutions": "optc.passes.compress.convolutions:SplitConvolutions",
     "split-projections": "optc.passes.compress.projections:SplitProjections",
     "inference-precision": "optc.passes.compress.precision:InferencePrecision",

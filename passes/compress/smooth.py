@@ -115,6 +115,18 @@ def fold_scale(rw: Rewriter, x: onnx_ir.Value, scale: np.ndarray, layers: Sequen
         scale_rows(rw, layer, scale)
 
 
+def move(rw: Rewriter, x: onnx_ir.Value, scale: np.ndarray, layers: Sequence[Layer]) -> onnx_ir.Value:
+    """Let products read ``x / scale`` with their weights scaled: at no cost where that is possible.
+
+    Returns:
+        What they read now.
+    """
+    if why_not_folded(x, layers, rw.facts) is None:
+        fold_scale(rw, x, scale, layers)
+        return x
+    return divide(rw, x, scale, layers)
+
+
 def divide(rw: Rewriter, x: onnx_ir.Value, scale: np.ndarray, layers: Sequence[Layer]) -> onnx_ir.Value:
     """Let some products read ``x / scale``, made by a Mul of its own, and multiply the rows of their weights."""
     first = min(layers, key=lambda layer: _position(layer.node)).node

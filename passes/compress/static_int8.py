@@ -13,13 +13,14 @@ import onnx_ir
 from optc.ir.rewriter import Rewriter
 from optc.passes.calibration.store import Request
 from optc.passes.compress.integer.absorb import absorb, take_back, unabsorbed, unsupported
-from optc.passes.compress.integer.grids import bias_codes, bias_grid, quantize
+from optc.passes.compress.integer.grids import bias_grid, quantize
 from optc.passes.compress.integer.insert import Parameters, choose_grids, dequantized, insert, parameters_of
-from optc.passes.compress.integer.knowledge import Knowledge, Tried
+from optc.passes.compress.integer.knowledge import Knowledge
 from optc.passes.compress.integer.placement import Placement, Result, placement_for
 from optc.passes.compress.integer.plan import place
+from optc.passes.compress.integer.weights import to_nearest
 from optc.passes.compress.layers import Layer
-from optc.passes.compress.smooth import divide, fold_scale, why_not_folded
+from optc.passes.compress.smooth import move
 from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Trial, single_layer
 
 PLAIN, SMOOTH = "static-int8", "static-int8-smooth"
@@ -53,19 +54,23 @@ class StaticInt8:
 
     def propose(self, study: Study, layer: Layer) -> Sequence[Option] | str:
         known = self._known(study)
-        tried = known.tried(layer)
-        if isinstance(tried, str):
-            return tried
-        options = [self._option(known, layer, PLAIN, tried)]
-        if layer.kind == "matmul" and known.smoothing(layer) is not None:
-            smooth = known.tried(layer, smooth=True)
-            if not isinstance(smooth, str) and smooth.error < tried.error:
-                options.append(self._option(known, layer, SMOOTH, smooth))
-        return options
-
-    def _option(self, known: Knowledge, layer: Layer, label: str, tried: Tried) -> Option:
+        reason = known.why_not(layer)
+        if reason is not None:
+            return reason
+        labels = [PLAIN, *([SMOOTH] if layer.kind == "matmul" and known.smoothing(layer) is not None else [])]
         size = layer.rows * layer.columns + 8 * layer.columns
-        return Option(self.name, label, tried.error, size, "int8", partial(_trial, known, layer, label, tried))
+        return [
+            Option(
+                self.name,
+                label,
+                None,
+                size,
+                "int8",
+                partial(_trial, known, layer, label),
+                partial(_error, known, layer, label),
+            )
+            for label in labels
+        ]
 
     def apply(self, rewriter: Rewriter, study: Study, chosen: Sequence[Choice]) -> None:
         known = self._known(study)
@@ -73,17 +78,11 @@ class StaticInt8:
         parameters: dict[onnx_ir.Node, Parameters] = {}
         for choice in chosen:
             tried = known.tried(study.layers[choice.index], choice.option.label == SMOOTH)
-            assert isinstance(tried, Tried), "it was tried when it was proposed"
             parameters[choice.layer.node] = tried.parameters
         for group in _by_input([choice for choice in chosen if choice.option.label == SMOOTH]):
             smoothing = known.smoothing(study.layers[group[0].index])
             assert smoothing is not None
-            layers = [choice.layer for choice in group]
-            x = layers[0].x
-            if why_not_folded(x, layers, rewriter.facts) is None:
-                fold_scale(rewriter, x, smoothing.scale, layers)
-            else:
-                x = divide(rewriter, x, smoothing.scale, layers)
+            x = move(rewriter, group[0].layer.x, smoothing.scale, [choice.layer for choice in group])
             ranges[x.name or ""] = smoothing.range
         plan = place(rewriter.model.graph, rewriter.facts, known.placement, [choice.layer.node for choice in chosen])
         for value in plan.values:
@@ -121,7 +120,11 @@ def _by_input(chosen: Sequence[Choice]) -> list[list[Choice]]:
     return list(groups.values())
 
 
-def _trial(known: Knowledge, layer: Layer, label: str, tried: Tried) -> Trial:
+def _error(known: Knowledge, layer: Layer, label: str) -> float:
+    return known.tried(layer, label == SMOOTH).error
+
+
+def _trial(known: Knowledge, layer: Layer, label: str) -> Trial:
     """The layer in the middle of others that compute with integers: those before it and behind it pay for the ends.
 
     Where the kernel can write floats it is timed with them, and with quantizing its input.
@@ -130,8 +133,9 @@ def _trial(known: Knowledge, layer: Layer, label: str, tried: Tried) -> Trial:
     rule, grid = placement.rules[layer.node.op_type], known.grid(*known.range_of(layer.x.name or ""))
     smoothing = known.smoothing(layer) if label == SMOOTH else None
     attributes = {name: attr.value for name, attr in layer.node.attributes.items()}
-    codes, bias = tried.parameters.codes, tried.parameters.bias
-    assert codes is not None
+    weight = study.facts.const(layer.weight)
+    assert weight is not None
+    codes = to_nearest(weight, rule.axis(layer.node), placement.weight_limit)  # which ones makes no difference in time
     inner = rule.result is Result.GRID
 
     def emit(rewriter: Rewriter, x: onnx_ir.Value) -> onnx_ir.Value:
@@ -140,9 +144,10 @@ def _trial(known: Knowledge, layer: Layer, label: str, tried: Tried) -> Trial:
             x = rewriter.op("Mul", x, rewriter.constant(1 / smoothing.scale, "smooth"))
         x = rewriter.op("DequantizeLinear", x if inner else rewriter.op("QuantizeLinear", x, scale, zero), scale, zero)
         inputs = [x, dequantized(rewriter, codes.codes, codes.grid, "weight")]
-        if bias is not None:
+        if rule.bias is not None:
             of_bias = bias_grid(grid.scale[0], codes.grid)
-            inputs.append(dequantized(rewriter, bias_codes(bias, of_bias), of_bias, "bias"))
+            bias = np.zeros(layer.columns, np.int32)
+            inputs.append(dequantized(rewriter, bias, of_bias, "bias"))
         y = rewriter.op(layer.node.op_type, *inputs, **attributes)
         if not inner:
             return y

@@ -73,7 +73,7 @@ class Knowledge:
     def __init__(self, study: Study, placement: Placement) -> None:
         self.study, self.placement = study, placement
         self._ranges: dict[str, Range] = {}
-        self._tried: dict[tuple[str, bool], Tried | str] = {}
+        self._tried: dict[tuple[str, bool], Tried] = {}
         self._smoothings: dict[str, Smoothing | None] = {}
 
     @property
@@ -154,23 +154,26 @@ class Knowledge:
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
-    def tried(self, layer: Layer, smooth: bool = False) -> Tried | str:
-        """A layer on integers, with its error; or why it cannot be."""
+    def why_not(self, layer: Layer) -> str | None:
+        """Why a layer cannot compute with integers; None if it can."""
+        reason = why_not(layer.node, self.placement, self.study.facts)
+        if reason is not None:
+            return reason
+        if self._rows(layer) is None:
+            return "its input was empty or not finite in every sample"
+        weight = self.study.facts.const(layer.weight)
+        return None if weight is not None and np.isfinite(weight).all() else "not all of its weights are finite"
+
+    def tried(self, layer: Layer, smooth: bool = False) -> Tried:
+        """A layer on integers that :meth:`why_not` knows no reason against, with its error."""
         key = (layer.name, smooth)
         if key not in self._tried:
             self._tried[key] = self._try(layer, self.smoothing(layer) if smooth else None)
         return self._tried[key]
 
-    def _try(self, layer: Layer, smoothing: Smoothing | None) -> Tried | str:
-        reason = why_not(layer.node, self.placement, self.study.facts)
-        if reason is not None:
-            return reason
+    def _try(self, layer: Layer, smoothing: Smoothing | None) -> Tried:
         rows, weight = self._rows(layer), self.study.facts.const(layer.weight)
-        assert weight is not None
-        if rows is None:
-            return "its input was empty or not finite in every sample"
-        if not (np.isfinite(rows).all() and np.isfinite(weight).all()):
-            return "not all of its weights and inputs are finite"
+        assert rows is not None and weight is not None
         rule = self.placement.rules[layer.node.op_type]
         bias = self._bias(layer, rule.bias)
         matrix = layer.matrix(self.study.facts)

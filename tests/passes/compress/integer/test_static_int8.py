@@ -16,9 +16,10 @@ from optc.ir.verify import Interface, verify_structure
 from optc.measure import Measure
 from optc.options import Options
 from optc.passes.compress.convolutions import split_convolution
+from optc.passes.compress.dynamic_int8 import DynamicInt8
 from optc.passes.compress.layers import weighted_layers
 from optc.passes.compress.static_int8 import PLAIN, SMOOTH, StaticInt8
-from optc.passes.compress.techniques import Choice, Leftover, Option, Study
+from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Technique
 from optc.progress import Silent
 from optc.statistics import Collector
 
@@ -54,9 +55,9 @@ def study_of(model: onnx_ir.Model, data: Mapping[str, np.ndarray] | None) -> Stu
     rewriter = Rewriter(copy)
     layers = list(weighted_layers(copy.graph, rewriter.facts))
     study = Study(copy, rewriter.facts, layers, target, measure, ort_kernels, Collector(measure, given, Silent()))
-    technique = StaticInt8()
     if data is not None:
-        study.learn([request for layer in layers for request in technique.requests(study, layer)])
+        techniques = (StaticInt8(), DynamicInt8())
+        study.learn([request for one in techniques for layer in layers for request in one.requests(study, layer)])
     return study
 
 
@@ -64,7 +65,7 @@ Pick = Callable[[Sequence[Option]], Option | None]
 
 
 def applied(
-    technique: StaticInt8, study: Study, pick: Pick = lambda options: options[0]
+    technique: Technique, study: Study, pick: Pick = lambda options: options[0]
 ) -> tuple[onnx_ir.Model, Sequence[Leftover]]:
     """The study's model with an option of every layer."""
     copy = study.model.clone()
@@ -127,7 +128,7 @@ def test_the_error_of_a_layer_is_that_of_its_output():
     study, technique = study_of(model, data), StaticInt8()
     (option, *_) = technique.propose(study, study.layers[0])
     result, _ = applied(technique, study)
-    assert option.error == pytest.approx(error(run(result, data)[0], run(model, data)[0]), rel=0.05)
+    assert option.judge() == pytest.approx(error(run(result, data)[0], run(model, data)[0]), rel=0.05)
 
 
 def test_trials_are_chains_of_integers():
@@ -165,7 +166,7 @@ WEIGHTS = {"s": SCALE, "o": draw(128) / 10, "w": draw(128, 64) / 11}
 
 
 def _smoothest(options: Sequence[Option]) -> Option:
-    return min(options, key=lambda option: option.error)
+    return min(options, key=lambda option: option.judge())
 
 
 @pytest.mark.parametrize(
@@ -178,16 +179,38 @@ def test_outlier_channels_are_smoothed(more, also, products):
     study, technique = study_of(model, {"x": OUTLIERS}), StaticInt8()
     options = technique.propose(study, study.layers[0])
     assert [option.label for option in options] == [PLAIN, SMOOTH]
-    assert options[1].error < options[0].error / 3
+    assert options[1].judge() < options[0].judge() / 3
     result, left = applied(technique, study, _smoothest)
     assert left == () and ops(result)["Mul"] == products
     unseen = {"x": draw(64, 128, seed=4)}
     for got, want in zip(run(result, unseen), run(model, unseen), strict=True):
-        assert error(got, want) < 2 * options[1].error + 1e-6
+        assert error(got, want) < 2 * options[1].judge() + 1e-6
 
 
 def test_even_channels_are_left_alone():
     model = parse(NORMED.format(more="", also=""), {**WEIGHTS, "s": np.ones(128, np.float32)})
     study, technique = study_of(model, {"x": OUTLIERS}), StaticInt8()
     options = technique.propose(study, study.layers[0])
-    assert len(options) == 1 or options[1].error > options[0].error / 2
+    assert len(options) == 1 or options[1].judge() > options[0].judge() / 2
+
+
+@pytest.mark.parametrize("also", ["", "z = Relu (n)"])
+def test_dynamic_int8_is_smoothed_as_well(also):
+    """The same outliers, and the same two ways to get rid of them, without any range that is fixed."""
+    model = parse(NORMED.format(more=", float[N, 128] z" if also else "", also=also), WEIGHTS)
+    study = study_of(model, {"x": OUTLIERS})
+    technique = DynamicInt8()
+    options = {option.label: option for option in technique.propose(study, study.layers[0])}
+    errors = {label: options[label].judge() for label in ("dynamic-int8", "dynamic-int8-smooth")}
+    assert errors["dynamic-int8-smooth"] < errors["dynamic-int8"] / 3
+    result, left = applied(technique, study, lambda found: options["dynamic-int8-smooth"])
+    assert left == () and ops(result)["Mul"] == bool(also) and ops(result)["DynamicQuantizeMatMul"] == 1
+    unseen = {"x": draw(64, 128, seed=4)}
+    assert error(run(result, unseen)[0], run(model, unseen)[0]) < 2 * errors["dynamic-int8-smooth"]
+
+
+def test_dynamic_int8_is_not_smoothed_by_drawn_inputs():
+    model = parse(NORMED.format(more="", also=""), WEIGHTS)
+    study, technique = study_of(model, None), DynamicInt8()
+    study.learn([request for layer in study.layers for request in technique.requests(study, layer)])
+    assert "dynamic-int8-smooth" not in [option.label for option in technique.propose(study, study.layers[0])]
