@@ -189,9 +189,11 @@ def _refuse_unsupported(proto: onnx.ModelProto, where: str) -> None:
             where=where,
             hint="store these weights as dense tensors",
         )
-    for imported in (*proto.opset_import, *(entry for f in proto.functions for entry in f.opset_import)):
-        if not 0 < imported.version <= _LARGEST_VERSION:
-            raise ModelError(f"it imports version {imported.version} of domain {imported.domain!r}", where=where)
+    for entries in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        # Of a domain that is imported several times, runtimes take the last version.
+        for domain, version in {entry.domain: entry.version for entry in entries}.items():
+            if not 0 < version <= _LARGEST_VERSION:
+                raise ModelError(f"it imports version {version} of domain {domain!r}", where=where)
     for tensor in tensor_protos.tensors_of(proto):
         if (wrong := tensor_protos.problem(tensor)) is not None:
             raise ModelError(f"tensor {tensor.name!r} {wrong}", where=where)

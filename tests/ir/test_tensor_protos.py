@@ -77,3 +77,11 @@ def test_an_opset_that_cannot_be() -> None:
     model.opset_import[0].version = 2**40
     with pytest.raises(ModelError, match="imports version"):
         load(onnx.load_from_string(model.SerializeToString()))
+
+
+def test_of_a_domain_that_is_imported_twice_the_last_version_holds() -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    imports = [onnx.helper.make_opsetid("", 0), onnx.helper.make_opsetid("", 17)]
+    proto = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=imports, ir_version=8)
+    assert load(proto).graph.opset_imports[""] == 17
