@@ -2,7 +2,7 @@
 
 Serializing hundreds of megabytes of weights only for the other side to parse them again costs time and two copies,
 and protobuf refuses more than 2 GB. So weights in memory are passed as ``OrtValue`` over the very same memory
-(``SessionOptions.add_external_initializers``), and weights in files stay there.
+(``SessionOptions.add_external_initializers``), and weights in files stay there: ONNX Runtime maps them itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import onnxruntime
 from optc.backends.ort_values import is_native, to_ort_value
 from optc.ir.errors import BackendError
 from optc.ir.functions import runnable
-from optc.ir.mapped import file_range
+from optc.ir.mapped import file_range, is_external
 from optc.ir.saving import swapped
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
@@ -30,6 +30,8 @@ ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | onnx_ir.Model
 SHARE_BYTES = 64 * 1024
 #: ModelProtos up to this size are simply serialized.
 INLINE_BYTES = 512 * 2**20
+#: Data that is mapped from a file begins at a multiple of this.
+_ALIGNED = 64
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
@@ -80,13 +82,8 @@ def _serialize(proto: onnx.ModelProto) -> bytes | None:
 
 def _share(model: onnx_ir.Model) -> Loadable:
     """Serialize the graph alone; weights in memory are shared, weights in files are referred to."""
-    external = [
-        value.const_value
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, onnx_ir.ExternalTensor)
-    ]
-    folders = Counter(os.path.abspath(tensor.base_dir) for tensor in external)
+    places = [_place(value.const_value) for graph in model.graphs() for value in graph.initializers.values()]
+    folders = Counter(place[0] for place in places if place is not None)
     folder = folders.most_common(1)[0][0] if folders else None
     result = Loadable(b"", config={_FOLDER_KEY: folder} if folder is not None else {})
     light: dict[onnx_ir.Value, onnx_ir.TensorProtocol] = {}
@@ -100,7 +97,10 @@ def _share(model: onnx_ir.Model) -> Loadable:
                 unused.add(name)  # ONNX Runtime drops them first, and then misses them
                 light[value] = _placeholder(tensor, name)
                 continue
-            if isinstance(tensor, onnx_ir.ExternalTensor) and os.path.abspath(tensor.base_dir) == folder:
+            place = _place(tensor)
+            if place is not None and place[0] == folder:
+                if not isinstance(tensor, onnx_ir.ExternalTensor):
+                    light[value] = _reference(tensor, name, *place)
                 continue
             # ONNX Runtime takes shared memory for the main graph's initializers only.
             if graph is model.graph and is_native(tensor.dtype) and _is_big(tensor):
@@ -114,6 +114,28 @@ def _share(model: onnx_ir.Model) -> Loadable:
     with swapped(light):
         result.source = _serialize_light(model, unused)
     return result
+
+
+def _place(tensor: onnx_ir.TensorProtocol | None) -> tuple[str, str, int] | None:
+    """Folder, file name and offset of data that ONNX Runtime can map from its file; None for other tensors.
+
+    Memory that is handed over is copied when a session opens; a file of weights is not. What lies in a model file
+    itself begins anywhere, which its kernels do not take.
+    """
+    if isinstance(tensor, onnx_ir.ExternalTensor):
+        return os.path.abspath(tensor.base_dir), os.fspath(tensor.location), tensor.offset or 0
+    found = file_range(tensor) if is_external(tensor) else None
+    if tensor is None or found is None or found[1] % _ALIGNED or not _is_big(tensor):
+        return None
+    folder, name = os.path.split(os.path.abspath(found[0]))
+    return folder, name, found[1]
+
+
+def _reference(
+    tensor: onnx_ir.TensorProtocol, name: str, folder: str, file: str, offset: int
+) -> onnx_ir.TensorProtocol:
+    shape = onnx_ir.Shape(tensor.shape.numpy())
+    return onnx_ir.ExternalTensor(file, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=folder)
 
 
 def _is_unused(value: onnx_ir.Value) -> bool:

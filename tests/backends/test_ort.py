@@ -13,6 +13,8 @@ from optc.backends import ort_model
 from optc.backends.base import Backend, Runner
 from optc.backends.ort import OnnxRuntimeBackend, Session
 from optc.ir.errors import BackendError, DataError
+from optc.ir.model import load
+from optc.ir.saving import save
 from optc.ir.targets import builtin_targets
 
 
@@ -27,6 +29,24 @@ def scaled(rows: int = 64, columns: int = 512) -> onnx_ir.Model:
     model.graph.register_initializer(value)
     next(iter(model.graph)).replace_input_with(1, value)
     return model
+
+
+def test_weights_in_a_file_are_mapped_from_there_as_long_as_it_is_the_same(tmp_path):
+    path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
+    save(scaled(), path, external=True)
+    model = load(path)
+    want = X @ model.graph.initializers["w"].const_value.numpy()
+    shared = ort_model.loadable(model)
+    assert shared.names == [] and list(shared.config.values()) == [str(tmp_path)]
+    session = Session(model)
+    changed = scaled()
+    changed.graph.initializers["w"].const_value = onnx_ir.tensor(np.zeros((64, 512), np.float32), name="w")
+    save(changed, other, external=True)
+    (tmp_path / "other.onnx.data").replace(tmp_path / "m.onnx.data")
+    np.testing.assert_allclose(session.run({"x": X})["y"], want, rtol=1e-5)
+    # The model still has the weights it was loaded with, and they are no longer in the file.
+    assert ort_model.loadable(model).names == ["w"]
+    np.testing.assert_allclose(Session(model).run({"x": X})["y"], want, rtol=1e-5)
 
 
 def one_op(text: str, opset: int = 17) -> onnx_ir.Model:
