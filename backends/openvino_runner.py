@@ -71,6 +71,8 @@ class OpenVinoRunner:
         # Weights that are not quantized on purpose must not be multiplied by activations rounded on the fly.
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        # Threads tied to cores: of several models in one process, those opened later run at half the speed.
+        config["ENABLE_CPU_PINNING"] = False
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:

@@ -31,7 +31,8 @@ class OpenVinoSession:
 
     def __init__(self, path: str, threads: int, precision: str | None) -> None:
         core = importlib.import_module("openvino").Core()
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        # Threads tied to cores would slow down all models of a process but the one that was opened first.
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads:
             config["INFERENCE_NUM_THREADS"] = threads
         if precision:
