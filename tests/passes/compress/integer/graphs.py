@@ -82,9 +82,10 @@ def absorbed(model: onnx_ir.Model) -> onnx_ir.Model:
     return copy
 
 
-def kernels(model: onnx_ir.Model) -> Counter[str]:
-    """The operators that ONNX Runtime runs for a model; layouts change as it likes."""
-    return Counter(node.op_type for node in optimized(model).graph if node.op_type not in ("Transpose", "Reshape"))
+def kernels(model: onnx_ir.Model, layouts: bool = False) -> Counter[str]:
+    """The operators that ONNX Runtime runs for a model; what changes layouts is its own affair unless asked for."""
+    left_out = () if layouts else ("Transpose", "Reshape")
+    return Counter(node.op_type for node in optimized(model).graph if node.op_type not in left_out)
 
 
 def ops(model: onnx_ir.Model) -> Counter[str]:

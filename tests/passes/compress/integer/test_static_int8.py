@@ -23,7 +23,7 @@ from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Tec
 from optc.progress import Silent
 from optc.statistics import Collector
 
-from .graphs import draw, error, ops, parse, quantized, run
+from .graphs import draw, error, kernels, ops, parse, quantized, run
 
 RANDOM = np.random.default_rng(5)
 IMAGES = RANDOM.standard_normal((6, 8, 10, 10)).astype(np.float32)
@@ -138,6 +138,7 @@ def test_trials_are_chains_of_integers():
         (option, *_) = technique.propose(study, layer)
         trial = option.trial()
         assert study.run(trial)["y"].shape[0] == trial.feeds["x"].shape[0]
+        assert "Transpose" not in kernels(trial.model, layouts=True), "it is timed in the layout that chains have"
         kinds[layer.node.op_type] = (ops(trial.model), trial.feeds["x"].dtype)
     assert kinds["Conv"] == ({"QLinearConv": 1, "Identity": 1}, np.uint8)
     assert kinds["Gemm"] == ({"QuantizeLinear": 1, "QGemm": 1, "Identity": 1}, np.float32)
