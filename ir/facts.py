@@ -392,7 +392,7 @@ def _constant_tensor(
     """The value of a Constant node; None for a sparse one, or one that only a call of its function would tell."""
     for name, given in node.attributes.data.items():
         attr = (references or {}).get(given.ref_attr_name or "") if given.is_ref() else given
-        if attr is None:
+        if attr is None or attr.value is None:
             return None
         if name == "value":
             return attr.value

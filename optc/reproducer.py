@@ -36,7 +36,10 @@ _DATA, _MODEL = "reproducer.json", "model.onnx"
 #: No member of an archive is unpacked that says it is larger: a small archive can hold a very large one.
 _LARGEST_MEMBER = 4 * _LARGEST
 #: What reading a damaged archive raises.
-_DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, NotImplementedError, RuntimeError)
+_DAMAGED = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, NotImplementedError, RuntimeError),
+    MemoryError,  # a member may promise more than there is
+)
 #: Options that say where to write, or only make sense in the process that was running.
 _NOT_KEPT = frozenset({"output", "dump_dir", "reproducer", "calib", "calib_cache", "metric", "max_drop"})
 
