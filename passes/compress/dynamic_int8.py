@@ -14,7 +14,7 @@ from optc.passes.calibration.store import Request
 from optc.passes.compress.integer.grids import activation_grid, rounded
 from optc.passes.compress.layers import Layer
 from optc.passes.compress.schemes import SCHEMES, Arrays, Scheme, encode_per_column
-from optc.passes.compress.smooth import best_factors, move
+from optc.passes.compress.smooth import ENOUGH, best_factors, move
 from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Trial, relative, rows_request, single_layer
 
 #: The scheme that one outlier channel spoils for all others, and what it is called with SmoothQuant before it.
@@ -71,7 +71,9 @@ class DynamicInt8:
         if name not in self._factors:
             sharing = [one for one in study.layers if one.x is layer.x and one.kind == "matmul"]
             rows = study.rows(layer) if study.statistics.real else None
-            self._factors[name] = None if rows is None else _best(rows, [one.matrix(study.facts) for one in sharing])
+            enough = rows is not None and len(rows) >= ENOUGH
+            matrices = [one.matrix(study.facts) for one in sharing] if enough else []
+            self._factors[name] = _best(rows, matrices) if rows is not None and enough else None
         return self._factors[name]
 
     def apply(self, rewriter: Rewriter, study: Study, chosen: Sequence[Choice]) -> None:

@@ -20,6 +20,9 @@ from optc.passes.compress.layers import Layer
 
 #: Strengths that are tried: 0 moves nothing, 1 moves all of the activations' spread into the weights.
 ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+#: Rows from which on what they say of single channels holds for others. With fewer, factors fitted to the largest of
+#: each channel would let every channel of other data be clipped.
+ENOUGH = 128
 #: Factors are kept within these bounds of their geometric mean: a channel that was silent need not stay so.
 _LEAST, _MOST = 1e-3, 1e4
 _TINY = 1e-5

@@ -21,7 +21,7 @@ from optc.passes.compress.integer.placement import Placement, Result
 from optc.passes.compress.integer.plan import Plan, place, why_not
 from optc.passes.compress.integer.weights import Codes, by_correlation, to_nearest
 from optc.passes.compress.layers import Layer
-from optc.passes.compress.smooth import best_factors
+from optc.passes.compress.smooth import ENOUGH, best_factors
 from optc.passes.compress.techniques import Study, relative
 
 #: Rows on which layers are tried.
@@ -191,7 +191,7 @@ class Knowledge:
         codes, actual = min(zip(candidates, outputs, strict=True), key=lambda pair: relative(pair[1], expected))
         corrected = bias
         if rule.bias is not None:
-            shift = (expected - actual).mean(axis=0)
+            shift = certain_mean(expected - actual)
             corrected = shift if bias is None else bias + shift
             actual = actual + shift
         if rule.result is Result.GRID:
@@ -265,6 +265,8 @@ class Knowledge:
         if not layers or (rows := self._rows(layers[0])) is None or not np.isfinite(rows).all():
             return None
         name = layers[0].x.name or ""
+        if self.statistics.moments(name).count < ENOUGH * layers[0].rows:
+            return None
         channels = self.statistics.channels(name, -1)
         matrices = [layer.matrix(self.study.facts) for layer in layers]
         if not all(np.isfinite(matrix).all() for matrix in matrices):
@@ -288,6 +290,18 @@ class Knowledge:
             return None
         share = min(_SHARES, key=lambda one: error(scale, one))
         return Smoothing(alpha, scale, span(scale, share))
+
+
+def certain_mean(rows: np.ndarray) -> np.ndarray:
+    """The mean of every column, (K,), less what chance makes of it: the positive part of James and Stein's estimate.
+
+    What is added to a bias must hold for other rows than these; few rows say little of their mean.
+    """
+    mean = rows.mean(axis=0, dtype=np.float64)
+    if len(rows) < 2:
+        return np.zeros_like(mean)
+    noise = rows.var(axis=0, ddof=1, dtype=np.float64) / len(rows)
+    return mean * np.maximum(0.0, 1 - noise / np.maximum(mean**2, 1e-300))
 
 
 def product(rows: np.ndarray, matrix: np.ndarray, groups: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from optc.measure import Measure
 from optc.options import Options
 from optc.passes.compress.convolutions import split_convolution
 from optc.passes.compress.dynamic_int8 import DynamicInt8
+from optc.passes.compress.integer.knowledge import certain_mean
 from optc.passes.compress.layers import weighted_layers
 from optc.passes.compress.static_int8 import PLAIN, SMOOTH, StaticInt8
 from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Technique
@@ -215,3 +216,21 @@ def test_dynamic_int8_is_not_smoothed_by_drawn_inputs():
     study, technique = study_of(model, None), DynamicInt8()
     study.learn([request for layer in study.layers for request in technique.requests(study, layer)])
     assert "dynamic-int8-smooth" not in [option.label for option in technique.propose(study, study.layers[0])]
+
+
+def test_few_rows_are_not_smoothed_by():
+    """Every channel would be fitted to the largest of a few numbers, and clipped for other inputs."""
+    model = parse(NORMED.format(more="", also=""), WEIGHTS)
+    study = study_of(model, {"x": OUTLIERS[:16]})
+    for technique in (StaticInt8(), DynamicInt8()):
+        labels = [option.label for option in technique.propose(study, study.layers[0])]
+        assert labels and not any("smooth" in label for label in labels)
+
+
+def test_biases_are_shifted_by_what_is_certain():
+    rng = np.random.default_rng(0)
+    noise, offset = rng.standard_normal((400, 50)), np.where(np.arange(50) < 25, 3.0, 0.0)
+    shift = certain_mean(noise + offset)
+    assert np.abs(shift[:25] - 3).max() < 0.2
+    assert np.abs(shift[25:]).mean() < 0.6 * np.abs(noise[:, 25:].mean(axis=0)).mean()
+    assert not certain_mean(np.ones((1, 4))).any() and np.allclose(certain_mean(np.ones((2, 4))), 1)
