@@ -71,6 +71,17 @@ _GROUP_NORM = (
     "  t = Mul (d, w)  y = Add (t, v)"
 )
 
+# Heads of 80, the first 32 numbers of which are turned (Phi-2).
+_PARTIAL_ROTARY = (
+    "h = Reshape (q, split)  w = Transpose <perm = [0, 2, 1, 3]> (h)  x = Slice (w, first, part, last)"
+    "  kept = Slice (w, part, past, last)  a = Slice (x, first, middle, last)  b = Slice (x, middle, past, last)"
+    "  n = Neg (b)  r = Concat <axis = -1> (n, a)  t = Concat <axis = -1> (f, f)  u = Cos (t)  v = Sin (t)"
+    "  c = Mul (x, u)  s = Mul (r, v)  z = Add (c, s)  y = Concat <axis = -1> (z, kept)"
+)
+_PARTIAL_BOUNDS = (
+    "int64[4] split = {0, 0, 32, 80}, int64[1] first = {0}, int64[1] middle = {16}, int64[1] part = {32},"
+    " int64[1] past = {9223372036854775807}, int64[1] last = {3}"
+)
 PIPELINES = {"kernel": "fuse,emit{slow=true}", "emitted": "fuse,emit"}
 
 #: name -> (inputs, output, weights, nodes)
@@ -204,6 +215,15 @@ ROWS: dict[str, tuple[str, str, str, str]] = {
         "",
         "t = Transpose <perm = [0, 1, 3, 2]> (k)  y = MatMul (q, t)",
     ),
+    **{
+        f"rotary, first 32 of 80, {tokens} tokens": (
+            f"float[1,{tokens},2560] q, float[{tokens},16] f",
+            "y",
+            _PARTIAL_BOUNDS,
+            _PARTIAL_ROTARY,
+        )
+        for tokens in (1, 8, 128, 512)
+    },
     "scaled-matmul, weight": (
         "float[1,128,768] x",
         "y",

@@ -143,6 +143,24 @@ def _rotary(seq: int, heads: int, size: int) -> dict[str, str]:
     }
 
 
+def _partial_rotary(seq: int, heads: int, size: int, turned: int) -> dict[str, str]:
+    sizes, tables = f"B=1 S={seq}", f"float[S,{turned // 2}] c, float[S,{turned // 2}] d"
+    first = f"int64[1] first = {{0}}, int64[2] parts = {{{turned}, {size - turned}}}"
+    kernel = f"com.microsoft.RotaryEmbedding <num_heads = {heads}, rotary_embedding_dim = {turned}>"
+    return {
+        "flat": _text(f"float[B,S,{heads * size}] x, {tables}", sizes, {}, f"y = {kernel} (x, first, c, d)", first),
+        "heads": _text(f"float[B,{heads},S,{size}] x, {tables}", sizes, {}, f"y = {kernel} (x, first, c, d)", first),
+        "Split and Concat": _text(
+            f"float[B,{heads},S,{size}] x, {tables}",
+            sizes,
+            {},
+            "a, b = Split <axis = 3> (x, parts)  t = com.microsoft.RotaryEmbedding (a, first, c, d)"
+            "  y = Concat <axis = 3> (t, b)",
+            first,
+        ),
+    }
+
+
 def _embedding(seq: int, width: int) -> dict[str, str]:
     sizes = f"B=1 S={seq}"
     weights = {f"float[1000,{width}]": "words", f"float[512,{width}]": "places", f"float[2,{width}]": "kinds"}
@@ -226,6 +244,7 @@ ROWS: dict[str, dict[str, str]] = {
         for heads, size in ((12, 64), (32, 128))
         for seq in (1, 8, 128, 512)
     },
+    **{f"rotary, 32x80, first 32, {seq}": _partial_rotary(seq, 32, 80, 32) for seq in (1, 8, 128, 512)},
     **{f"embeddings, {seq}x768": _embedding(seq, 768) for seq in (8, 128, 512)},
     **{f"RMS norm, {seq}x768": _rms(seq, 768) for seq in (8, 128, 512)},
     "group norm, 64x32x32": _group(64, 32, 8),

@@ -14,17 +14,23 @@ from optc.passes.emit import layouts
 
 
 def rotary_embedding(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
-    """The kernel wants every number of the tables once, as a matrix, and takes flat heads as well as split ones."""
+    """The kernel wants every number of the tables once, as a matrix, and takes flat heads as well as split ones.
+
+    It keeps what follows the first ``rotary_embedding_dim`` numbers of a head, and must be told how many heads there
+    are then.
+    """
     heads, _, cos, sin = call.inputs
     axis = ops.int_attr(call, "heads_axis", 1)
     count, size = _dims(rw.facts, heads)[axis], _dims(rw.facts, heads)[3]
     interleaved = call.attributes["interleaved"].as_int()
-    tables = [ops.reshape(rw, _once(rw, table, size, interleaved), (-1, size // 2)) for table in (cos, sin)]
+    turned = ops.int_attr(call, "rotary_embedding_dim", size)
+    tables = [ops.reshape(rw, _once(rw, table, turned, interleaved), (-1, turned // 2)) for table in (cos, sin)]
     behind = axis == 2
     flat = ops.reshape(rw, heads, (0, 0, count * size)) if behind else layouts.before_split(rw.facts, heads)
     x = heads if flat is None else flat
     positions = _positions(rw, cos, 3 - axis)
-    result = rw.op("RotaryEmbedding", x, positions, *tables, domain="com.microsoft", interleaved=interleaved)
+    partial = {} if turned == size else {"num_heads": count, "rotary_embedding_dim": turned}
+    result = rw.op("RotaryEmbedding", x, positions, *tables, domain="com.microsoft", interleaved=interleaved, **partial)
     if flat is not None:
         result = ops.reshape(rw, result, (0, 0, count, size))
         result = result if behind else ops.transpose(rw, result, (0, 2, 1, 3))

@@ -28,6 +28,7 @@ NarrowedMatMul                      a, b
 DynamicQuantizeMatMul               x, b, b_scale, b_zero, bias
 MatMulIntegerToFloat                a, b, a_scale, b_scale, a_zero,
                                     b_zero, bias
+GemmIntegerToFloat                  a, b; c                              alpha, transA, transB
 Attention                           q, k, v, mask, past_key,             num_heads, kv_num_heads, scale, fill, hidden,
                                     past_value                           guarded
 QLinearConv                         x, w, y; bias                        Conv's
@@ -41,7 +42,8 @@ QLinearWhere                        condition; x, y, z
 QuantizedMaxPool                    x                                    MaxPool's
 DepthToSpace                        x, split, join                       blocksize, mode
 SpaceToDepth                        x, split, join                       blocksize, order
-RotaryEmbedding                     x, position, cos, sin                interleaved
+RotaryEmbedding                     x, position, cos, sin                interleaved, heads_axis
+PartialRotaryEmbedding              x, position, cos, sin                RotaryEmbedding's, rotary_embedding_dim
 ==================================  ===================================  ==========================================
 
 What Attention reads and returns is told in ``attention.py``.

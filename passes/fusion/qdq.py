@@ -282,7 +282,7 @@ def quantized_op(rw: Rewriter, node: onnx_ir.Node):
 
 
 #: Operator on floats -> how the form that multiplies integers and writes floats is made.
-_TO_FLOAT = {
+TO_FLOAT = {
     "MatMul": _Kind("MatMulIntegerToFloat", _matmul, 2),
     "Gemm": _Kind("GemmIntegerToFloat", _gemm, 2, 0, ("alpha", "transA", "transB"), ("beta",), bias=2),
 }
@@ -293,7 +293,7 @@ def dequantized_product(rw: Rewriter, node: onnx_ir.Node):
     """A product of two dequantized matrices multiplies the integers and scales the result."""
     if not all(made_by(value, "DequantizeLinear") for value in node.inputs):
         return None
-    return _fuse(rw, node, _TO_FLOAT[node.op_type], None)
+    return _fuse(rw, node, TO_FLOAT[node.op_type], None)
 
 
 @node_rule("dequantized-matmul-bias", "Add", numerics=Numerics.ROUNDING)
@@ -308,7 +308,7 @@ def dequantized_matmul_bias(rw: Rewriter, node: onnx_ir.Node):
             return "the product is also used elsewhere"
         if not columns or not rw.facts.is_const(bias) or rw.facts.shape(bias) != (columns[-1],):
             return "what is added must be constant, one number per column"
-        return _fuse(rw, product, _TO_FLOAT["MatMul"], None, node, bias)
+        return _fuse(rw, product, TO_FLOAT["MatMul"], None, node, bias)
     return None
 
 

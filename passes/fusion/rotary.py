@@ -2,9 +2,11 @@
 
 The fused op ``optc::RotaryEmbedding`` reads the heads x, (B, N, S, H) with an even H; no position; and the tables cos
 and sin, which broadcast to (B, 1, S, H) and have every number twice: in both halves of a row, or next to each other if
-``interleaved`` is 1. Pairs of numbers are turned that lie as far apart as the two places of a table's number. Where
-only a part of each head is turned, x is that part. With ``heads_axis`` 2 the heads stand behind the positions: x is
-(B, S, N, H), and the tables broadcast to (B, S, 1, H).
+``interleaved`` is 1. Pairs of numbers are turned that lie as far apart as the two places of a table's number. With
+``heads_axis`` 2 the heads stand behind the positions: x is (B, S, N, H), and the tables broadcast to (B, S, 1, H).
+
+Where only the first numbers of each head are turned (GPT-J, GPT-NeoX, Phi), ``optc::PartialRotaryEmbedding`` has the
+same inputs and attributes, x being the whole heads and H, in the shapes of the tables, ``rotary_embedding_dim``.
 """
 
 from __future__ import annotations
@@ -54,8 +56,7 @@ def _halves_problem(found: Match, size: int) -> str | None:
     half, wrong = size // 2, "the two halves of the last axis must change places"
     if "low" in found.bindings:
         return None if _cut(found, "low", 0, half, 1) and _cut(found, "high", half, size, 1) else wrong
-    parts = [found.facts.shape(value) for value in found.first.producer().outputs]
-    return None if len(parts) == 2 and all(part is not None and part[3] == half for part in parts) else wrong
+    return None if _split(found, "first") == (half, half) else wrong
 
 
 def _pairs_problem(found: Match, shape: tuple[Dim, ...]) -> str | None:
@@ -78,6 +79,12 @@ def _cut(found: Match, name: str, start: int, stop: int, step: int) -> bool:
         return False
     end = cuts[0].end + size if cuts[0].end < 0 else min(cuts[0].end, size)
     return cuts[0].start in (start, start - size) and range(start, end, step) == range(start, stop, step)
+
+
+def _split(found: Match, name: str) -> tuple[Dim, ...]:
+    """The sizes along the last axis of what a Split, one of whose outputs has this name, makes of the heads."""
+    shapes = [found.facts.shape(value) for value in found[name].producer().outputs]
+    return tuple(shape[3] for shape in shapes if shape is not None and len(shape) == 4)
 
 
 def _tables_problem(found: Match, heads: tuple[Dim, ...], axis: int, twice: _Twice) -> str | None:
@@ -160,4 +167,40 @@ def rotary_embedding(p, x, cos, sin):
     return x * cos + turned * sin
 
 
-RULES = (rotary_embedding,)
+def _partial_attributes(found: Match) -> dict[str, Any] | str:
+    heads, turned = found.facts.shape(found.x), found.facts.shape(found.turned)
+    if heads is None or len(heads) != 4 or turned is None or not isinstance(heads[3], int):
+        return "the size of the heads must be known"
+    if found.axis not in (-1, 3):
+        return "what is turned and what is not must be joined along the last axis"
+    size, part = heads[3], turned[3]
+    assert isinstance(part, int)
+    if "front" in found.bindings:
+        both = _cut(found, "front", 0, part, 1) and _cut(found, "back", part, size, 1)
+    else:
+        both = _split(found, "first") == (part, size - part)
+    if not both:
+        return "the first numbers of each head must be turned and all others kept"
+    inner = {name: attribute.as_int() for name, attribute in found.turned.producer().attributes.items()}
+    return inner | {"rotary_embedding_dim": part}
+
+
+@fusion(
+    "partial-rotary-embedding",
+    "PartialRotaryEmbedding",
+    inputs=("x", "position", "cos", "sin"),
+    attributes=_partial_attributes,
+)
+def partial_rotary_embedding(p, x, cos, sin):
+    """The first numbers of each head are turned, and the others kept."""
+    front, back = p.bind("front", p.Slice(x, ...)), p.bind("back", p.Slice(x, ...))
+    first, second = p.bind("first", p.op("Split", x, ..., output=0)), p.op("Split", x, ..., output=1)
+    axis = Var("axis")
+
+    def turned(part):
+        return p.bind("turned", p.op("optc::RotaryEmbedding", part, None, cos, sin))
+
+    return p.one_of(p.Concat(turned(front), back, axis=axis), p.Concat(turned(first), second, axis=axis))
+
+
+RULES = (rotary_embedding, partial_rotary_embedding)

@@ -13,7 +13,7 @@ from optc.ir.names import split_op
 from optc.ir.targets import builtin_targets
 from optc.passes.emit.claims import CLAIMS, Realisation, Recipe
 from optc.passes.fusion.fuse import fusions
-from optc.passes.fusion.qdq import KINDS
+from optc.passes.fusion.qdq import KINDS, TO_FLOAT
 from optc.passes.manager import PassManager
 from optc.passes.pipeline import parse_pipeline
 from optc.passes.registry import pass_registry
@@ -127,7 +127,7 @@ def test_slow_kernels_are_left_alone_unless_asked_for():
 
 def test_every_fused_op_has_a_row():
     made = {rule.op for rule in fusions().values() if isinstance(rule, FusionRule)}
-    assert made | {kind.fused for kind in KINDS.values()} == set(CLAIMS)
+    assert made | {kind.fused for kind in (*KINDS.values(), *TO_FLOAT.values())} == set(CLAIMS)
 
 
 @pytest.mark.parametrize("op", sorted(CLAIMS))

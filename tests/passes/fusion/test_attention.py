@@ -123,15 +123,28 @@ def test_what_is_near_attention_is_none(data, which, seed):
 
 
 @quick
-@given(st.data(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(1, 4), st.booleans(), seeds)
-def test_rotary_embedding(data, batch, heads, length, half, flat, seed):
+@given(
+    st.data(),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.booleans(),
+    seeds,
+)
+def test_rotary_embedding(data, batch, heads, length, half, kept, flat, seed):
+    """The heads as a whole or, before some numbers that are kept, their first ones."""
     formula = Formula(data.draw)
-    x = _heads(formula, "x", heads) if flat else "x"
+    x = whole = _heads(formula, "x", heads) if flat else "x"
 
     def cut(start: int, end: int) -> str:
         bounds = (formula.weight(np.array([bound], np.int64)) for bound in (start, end, -1))
         return formula.op("Slice", x, *bounds)
 
+    size = 2 * half + kept
+    if kept:
+        x = cut(0, formula.draw(st.sampled_from([2 * half, -kept])))
     if formula.draw(st.booleans()):
         low, high = cut(0, half), cut(half, 2**31 - 1)
     else:
@@ -139,11 +152,15 @@ def test_rotary_embedding(data, batch, heads, length, half, flat, seed):
     turned = formula.op("Concat", formula.op("Neg", high), low, axis=-1)
     angles = formula.op("Concat", "f", "f", axis=-1)
     cos, sin = formula.op("Cos", angles), formula.op("Sin", angles)
-    kept, moved = formula.joined("Mul", [x, cos]), formula.joined("Mul", [turned, sin])
-    shapes = {"x": [batch, length, heads * 2 * half] if flat else [batch, heads, length, 2 * half], "f": [length, half]}
-    model = formula.model(shapes, formula.joined("Add", [kept, moved]))
+    scaled, moved = formula.joined("Mul", [x, cos]), formula.joined("Mul", [turned, sin])
+    result = formula.joined("Add", [scaled, moved])
+    if kept:
+        x = whole
+        result = formula.op("Concat", result, cut(formula.draw(st.sampled_from([2 * half, -kept])), size), axis=-1)
+    shapes = {"x": [batch, length, heads * size] if flat else [batch, heads, length, size], "f": [length, half]}
+    model = formula.model(shapes, result)
     result = rewrite(model)
-    assert fired(result)["rotary-embedding"] == 1
+    assert fired(result)["partial-rotary-embedding" if kept else "rotary-embedding"] == 1
     rng = np.random.default_rng(seed)
     feeds = {name: rng.standard_normal(dims).astype(np.float32) for name, dims in shapes.items()}
     assert close(evaluate(result, feeds), evaluate(model, feeds), 1e-4)
