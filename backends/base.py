@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.errors import DataError
+from optc.ir.sizes import Size
 from optc.ir.targets import Target
 
 Dim = int | str | None
@@ -232,9 +233,12 @@ class CompilingBackend(Backend, Protocol):
         ...
 
     def compile(
-        self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, int]
+        self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, Size]
     ) -> Artifact:
-        """Write ``model`` for ``targets`` to ``out``, whole or not at all; ``shapes`` are usual sizes of its dims."""
+        """Write ``model`` for ``targets`` to ``out``, whole or not at all.
+
+        ``shapes`` are usual sizes of its dims, and ranges that they never leave.
+        """
         ...
 
 

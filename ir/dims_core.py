@@ -10,7 +10,7 @@ from __future__ import annotations
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -168,6 +168,23 @@ def bounds(dim: Dim) -> Bounds:
             low, high = low + span[0], high + span[1]
         dim._bounds = low, high
     return dim._bounds
+
+
+def bounds_within(dim: Dim, ranges: Mapping[str, Bounds]) -> Bounds:
+    """Like :func:`bounds`, where the symbols in ``ranges`` are known to lie between these values."""
+    if isinstance(dim, int):
+        return dim, dim
+    low: int | float = 0
+    high: int | float = 0
+    for monomial, count in dim.terms:
+        span: Bounds = (count, count)
+        for factor in monomial:
+            if factor.op == "symbol":
+                span = _span_product(span, ranges.get(factor.args[0], factor.bounds))
+            else:
+                span = _span_product(span, _BOUNDS[factor.op](*(bounds_within(arg, ranges) for arg in factor.args)))
+        low, high = low + span[0], high + span[1]
+    return low, high
 
 
 def complexity(dim: Dim) -> int:
@@ -328,7 +345,7 @@ def _span_product(a: Bounds, b: Bounds) -> Bounds:
 def _floordiv_bounds(a: Bounds, b: Bounds) -> Bounds:
     if b[0] < 0:
         return -math.inf, math.inf
-    b = max(b[0], 1), b[1]  # where the divisor is 0, nothing is claimed
+    b = max(b[0], 1), max(b[1], 1)  # where the divisor is 0, nothing is claimed
     corners = [x if math.isinf(x) else (0 if x >= 0 else -1) if math.isinf(y) else x // y for x in a for y in b]
     return min(corners), max(corners)
 

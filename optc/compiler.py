@@ -23,6 +23,7 @@ from optc.ir.metadata import MADE_FOR, PRECISION_KEY
 from optc.ir.model import ModelSource, load
 from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
+from optc.ir.sizes import Size
 from optc.ir.targets import suggestion
 from optc.measure import Measure
 from optc.options import Options
@@ -283,7 +284,7 @@ def _save_recipe(path: Path, recipe: str) -> str:
     return f"wrote the recipe {path}: --recipe does the same again, without a search"
 
 
-def _check_shapes(shapes: Mapping[str, int], model: onnx_ir.Model) -> None:
+def _check_shapes(shapes: Mapping[str, Size], model: onnx_ir.Model) -> None:
     """Refuse sizes of dims that the model does not have: they are typing errors."""
     known = symbols(model)
     for name in shapes:

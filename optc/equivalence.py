@@ -19,6 +19,7 @@ from optc.edges import edge_feeds, judged, nudged, smallest_normal
 from optc.input_roles import input_roles
 from optc.inputs import Bindings, dimension_bindings, draw_inputs, fallback_bindings, input_specs
 from optc.ir.errors import OptcError
+from optc.ir.sizes import Size, allowed
 from optc.numeric import Comparison, OutputDiff, Tolerance, coarsest_float, compare_outputs, quantizes, tolerance
 from optc.passes.base import Numerics
 from optc.randomness import random_outputs
@@ -137,7 +138,7 @@ class Reference:
         sizes: How many bindings of the symbolic dims to try when drawing.
         edges: Whether to draw values at the edge of what there is as well, at the first of the sizes.
         seed: Seed of the drawn values.
-        fixed: Sizes of dims that are not to be varied.
+        fixed: Sizes of dims that are not to be varied, or ranges in which they are.
         open: Opens a model for running.
     """
 
@@ -149,7 +150,7 @@ class Reference:
         sizes: int = 4,
         edges: bool = False,
         seed: int = 0,
-        fixed: Mapping[str, int] | None = None,
+        fixed: Mapping[str, Size] | None = None,
         open: Callable[[onnx_ir.Model], Runner] = open_plain,
     ) -> None:
         self._open, self._model = open, model
@@ -271,12 +272,12 @@ class Reference:
                     return f"{what} '{spec.name}' has become {types[spec.name]} instead of {spec}"
         return None
 
-    def _draw(self, runner: Runner, model: onnx_ir.Model, sizes: int, seed: int, fixed: Mapping[str, int]) -> None:
+    def _draw(self, runner: Runner, model: onnx_ir.Model, sizes: int, seed: int, fixed: Mapping[str, Size]) -> None:
         roles = input_roles(model)
         tried: set[str] = set()
 
-        def attempt(bindings: Bindings) -> bool:
-            bindings = {**bindings, **{name: size for name, size in fixed.items() if name in bindings}}
+        def attempt(bindings: Bindings, spreading: bool = False) -> bool:
+            bindings = allowed(bindings, fixed, spreading)
             label = _label(bindings)
             if label in tried:
                 return False
@@ -290,7 +291,7 @@ class Reference:
 
         varied = 0
         for bindings in dimension_bindings(model, sizes):
-            ran = attempt(bindings)
+            ran = attempt(bindings, True)
             varied += ran and (not bindings or max(bindings.values()) > 1)
         if varied == 0:
             self._draw_larger(attempt, fallback_bindings(model))

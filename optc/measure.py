@@ -21,6 +21,7 @@ from optc.backends.ort_integers import host_capabilities
 from optc.callables import find_callable
 from optc.inputs import draw_inputs, input_specs, usual_bindings
 from optc.ir.errors import OptcError, UsageError
+from optc.ir.sizes import allowed
 from optc.ir.targets import Target
 from optc.options import Options
 from optc.passes.calibration.taps import shapes_of
@@ -96,7 +97,7 @@ class Measure:
         specs = input_specs(self.original)
         if self.options.calib is not None:
             return open_samples(self.options.calib, specs, labels=self._metric is not None)
-        bindings = {**usual_bindings(self.original, _DRAWN_SIZES), **self.options.shapes}
+        bindings = allowed(usual_bindings(self.original, _DRAWN_SIZES), self.options.shapes)
         seeds = range(self.options.seed, self.options.seed + _DRAWN_SAMPLES)
         drawn = [draw_inputs(self.original, bindings, seed) for seed in seeds]
         return Samples(source_of(drawn, specs), specs, real=False)
@@ -165,8 +166,8 @@ class Measure:
 
     @cached_property
     def latency_feeds(self) -> Sample:
-        """The inputs that are timed: batch 1 and usual sizes, or what ``--shape`` says."""
-        bindings = {**usual_bindings(self.original, _LATENCY_SIZES), **self.options.shapes}
+        """The inputs that are timed: batch 1 and usual sizes, or what ``--shape`` allows."""
+        bindings = allowed(usual_bindings(self.original, _LATENCY_SIZES), self.options.shapes)
         return draw_inputs(self.original, bindings, self.options.seed)
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optc.ir.errors import UsageError
+from optc.ir.sizes import Size, read_size
 
 Verify = Literal["off", "final", "each"]
 
@@ -41,7 +42,8 @@ class Options:
         policy: Which layers may become what: text such as "attention=int8;ffn=int4;last=none", or a .toml file.
         recipe: A file that pins what every layer becomes; it takes the place of a search.
         save_recipe: Where to write what was decided, to be given as ``recipe`` another time.
-        shapes: Values for symbolic dims, by dim name; used for inputs that are drawn.
+        shapes: Sizes of symbolic dims, by dim name: one size, or a range as a pair or text (``(1, 8)``, "1..8").
+            Inputs are drawn at the size, or within the range; artifacts that are compiled take the range and no more.
         seed: Seed of everything that is drawn.
         measure: Time the result against the original.
         dump_dir: Folder to write the graph to after every pass that changed it.
@@ -68,7 +70,7 @@ class Options:
     policy: str | None = None
     recipe: Path | None = None
     save_recipe: Path | None = None
-    shapes: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, Size] = field(default_factory=dict)
     seed: int = 0
     measure: bool = False
     dump_dir: Path | None = None
@@ -98,6 +100,8 @@ class Options:
         if not isinstance(skip, list | tuple | set | frozenset) or not all(isinstance(name, str) for name in skip):
             raise UsageError(f"option 'skip' cannot be {skip!r}")
         values["skip"] = tuple(skip)
+        if isinstance(values.get("shapes"), Mapping):
+            values["shapes"] = {name: _size(name, size) for name, size in values["shapes"].items()}
         options = cls(**values)
         options.check()
         return options
@@ -121,9 +125,6 @@ class Options:
         _ = self.allowed_drop(0.0)
         if self.metric is not None and self.calib is None:
             raise UsageError("a metric needs data to be measured on", hint="give labelled data with --calib data.npz")
-        for name, size in self.shapes.items():
-            if not isinstance(size, numbers.Integral) or size < 0:
-                raise UsageError(f"dim {name!r} cannot be {size!r}")
 
     def of_passes(self) -> dict[str, str]:
         """What passes have options of the same name for."""
@@ -145,6 +146,13 @@ class Options:
         if not 0 <= amount < float("inf"):
             raise UsageError(f"max_drop is a number or a percentage, not {self.max_drop!r}", hint="as in 0.5%")
         return abs(reference) * amount / 100 if share else amount
+
+
+def _size(name: str, given: Any) -> Size:
+    try:
+        return read_size(given)
+    except ValueError as error:
+        raise UsageError(f"dim {name!r} cannot be {given!r}: {error}", hint="as in 8 or (1, 8)") from error
 
 
 #: What the values of options must be, beyond what :meth:`Options.check` says of them.

@@ -61,7 +61,10 @@ def _facts(artifact: Artifact, sizes: Mapping[str, int]) -> list[tuple[str, str]
         ("launches", f"{len(plan.launches)} of {len(plan.kernels)} kernels"),
         ("weights", size_text(weights)),
     ]
-    unbound = [dim for dim in plan.dims if dim not in sizes]
+    if plan.ranges:
+        limits = (f"{dim} {low}..{'' if high is None else high}" for dim, (low, high) in plan.ranges.items())
+        facts.append(("sizes", ", ".join(limits)))
+    unbound = [dim for dim in plan.dims if dim not in sizes and plan.arena == "exact"]
     if unbound:
         facts.append(("memory", f"depends on {', '.join(unbound)}; give sizes with --shape"))
     else:

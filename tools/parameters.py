@@ -20,7 +20,8 @@ shape_option = click.option(
     "shapes",
     multiple=True,
     metavar="NAME=SIZES",
-    help="Size of a symbolic dim (batch=8) or the whole shape of an input (x=1,3,224,224); may be repeated.",
+    help="Size of a symbolic dim (batch=8), a range of sizes where one is compiled or checked (batch=1..8,seq=1..512), "
+    "or the whole shape of an input (x=1,3,224,224); may be repeated.",
 )
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of drawn inputs.")
 input_option = click.option("--input", "data", type=FILE, help="Inputs: an .npz file with an array per input.")

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from optc.ir.model import load
+from optc.ir.sizes import Size
 from optc.passes.manager import skip_passes
 from optc.passes.pipeline import print_pipeline
 from optc.plugins import environment
-from optc.shapes import dim_sizes
+from optc.shapes import dim_ranges
 
 
 def show_pipeline(level: int, text: str | None, skip: Sequence[str]) -> None:
@@ -27,6 +28,6 @@ def show_pipeline(level: int, text: str | None, skip: Sequence[str]) -> None:
     click.echo(print_pipeline(pipeline))
 
 
-def sizes(model: Path, texts: Sequence[str]) -> dict[str, int]:
-    """Sizes by dim name, from ``--shape`` options."""
-    return dim_sizes(texts, load(model)) if texts else {}
+def sizes(model: Path, texts: Sequence[str]) -> dict[str, Size]:
+    """Sizes or ranges by dim name, from ``--shape`` options."""
+    return dim_ranges(texts, load(model)) if texts else {}

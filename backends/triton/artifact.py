@@ -25,7 +25,7 @@ from optc.ir.errors import BackendError, OutputError
 from optc.ir.records import record
 
 #: Version of the format. A reader refuses what is newer.
-FORMAT = 1
+FORMAT = 2
 MANIFEST, PLAN, WEIGHTS = "manifest.json", "plan.json", "weights.safetensors"
 #: Element types by their names in safetensors and in plans.
 _SAFETENSORS: Mapping[str, tuple[str, Any]] = {

@@ -17,6 +17,7 @@ from optc.backends.triton.runtime import TritonRunner
 from optc.ir.errors import BackendError
 from optc.ir.functions import FUSED_DOMAIN
 from optc.ir.names import join_op
+from optc.ir.sizes import Size
 from optc.ir.targets import Target
 
 #: Triton has no tensor cores for what is older.
@@ -63,7 +64,7 @@ class TritonBackend:
                 )
 
     def compile(
-        self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, int]
+        self, model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, Size]
     ) -> Artifact:
         """Compile a model for some devices and write the artifact.
 
@@ -71,10 +72,11 @@ class TritonBackend:
             model: The model; fused ops may be functions of the domain "optc".
             targets: The devices.
             out: The folder to write.
-            shapes: Usual sizes of symbolic dims, for which tiles are chosen.
+            shapes: Usual sizes of symbolic dims, for which tiles are chosen; or ranges, which the artifact then takes.
 
         Raises:
-            BackendError: Some nodes cannot be compiled (all are named), or a device is too old.
+            BackendError: Some nodes cannot be compiled (all are named), a device is too old, or the model or the
+                kernels cannot take a range.
         """
         self.check(targets)
         build = importlib.import_module("optc.backends.triton.build")

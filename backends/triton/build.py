@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,18 +32,18 @@ from optc.backends.triton.plan import (
     Variant,
     number,
 )
+from optc.backends.triton.ranges import with_ranges
 from optc.backends.triton.rules import RULES
 from optc.ir.errors import BackendError
 from optc.ir.functions import FUSED_DOMAIN, inline
 from optc.ir.rewriter import Rewriter
+from optc.ir.sizes import Size
 from optc.ir.targets import Target
 from optc.kernels.base import Specialization
 from optc.kernels.compile import Compiled, compile_kernel
 from optc.kernels.library import KERNELS
 from optc.kernels.tiles import Choice, Tile, choose
 
-#: What a dim is taken to be where only a tile depends on it.
-TYPICAL = 128
 #: The oldest driver that loads what a toolkit makes, by its first number.
 DRIVERS = {"12": "525.60.13", "13": "580.65.06"}
 
@@ -241,7 +241,7 @@ def specialize(entry: KernelEntry, hooks: ModuleType, tile: Tile) -> Specializat
 
 
 def build(
-    model: onnx_ir.Model, targets: Sequence[Target], out: Path, typical: Mapping[str, int], cache: Path | None
+    model: onnx_ir.Model, targets: Sequence[Target], out: Path, shapes: Mapping[str, Size], cache: Path | None
 ) -> tuple[Plan, list[Path], tuple[str, ...]]:
     """Compile a model and write its artifact.
 
@@ -249,7 +249,7 @@ def build(
         model: The model; see :func:`lower`.
         targets: What to compile for.
         out: The folder to write.
-        typical: Usual sizes of symbolic dims; tiles are chosen for them.
+        shapes: Usual sizes of symbolic dims, for which tiles are chosen, or ranges, which the artifact is made for.
         cache: A folder with kernels that were compiled before.
 
     Returns:
@@ -257,7 +257,7 @@ def build(
     """
     arches = {target.arch: target for target in targets if target.arch}
     lowered = lower(model)
-    bindings = {dim: typical.get(dim, TYPICAL) for dim in lowered.plan.dims}
+    plan, bindings = with_ranges(lowered.plan, model, shapes)
     with Writer(out) as writer:
         kernels = {}
         for name, made in lowered.generated.items():
@@ -272,7 +272,7 @@ def build(
                 writer.add(cubin, choice.compiled.cubin)
                 variants[arch] = _variant(choice, made.constants, cubin)
             kernels[name] = KernelEntry(**{**vars(entry), "variants": variants})
-        plan = Plan(**{**_fields(lowered.plan), "kernels": kernels})
+        plan = replace(plan, kernels=kernels)
         writer.add(PLAN, plan.to_json())
         writer.add_weights(lowered.weights, {"optc.sources": "manifest.json says which initializer each one is"})
         files = writer.finish(_manifest(model, plan, lowered, arches))
@@ -323,7 +323,7 @@ def _manifest(model: onnx_ir.Model, plan: Plan, lowered: Lowered, arches: Mappin
         arch: max((entry.variants[arch].cuda for entry in plan.kernels.values()), key=_version, default="12.0")
         for arch in arches
     }
-    static = not plan.dims
+    settled = not plan.dims or plan.arena == "largest"
     return {
         "producer": {"triton": triton.__version__},
         "targets": {
@@ -335,16 +335,12 @@ def _manifest(model: onnx_ir.Model, plan: Plan, lowered: Lowered, arches: Mappin
             for arch, target in arches.items()
         },
         "weights": {key: {"initializer": name, "recipe": "as stored"} for key, name in lowered.sources.items()},
-        "memory": vars(memory.place(plan, {})) | {"offsets": None} if static else None,
+        "memory": vars(memory.place(plan, {})) | {"offsets": None} if settled else None,
     }
 
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
-
-
-def _fields(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
 
 
 def cache_folder() -> Path:

@@ -11,21 +11,21 @@ import numpy as np
 from cuda.bindings import driver
 
 from optc.backends.triton.artifact import NUMPY, Artifact
-from optc.backends.triton.memory import ALIGNMENT, Layout, place
-from optc.backends.triton.plan import nbytes, number
+from optc.backends.triton.memory import ALIGNMENT, needed, place
+from optc.backends.triton.plan import number
 from optc.ir.dims import evaluate, parse
 from optc.ir.errors import BackendError
 
 #: Without being asked, a block gets this much shared memory.
 _SHARED_BY_DEFAULT = 48 * 1024
+#: Buffers outside of the arena that are filled and read from outside.
+_ENDS = ("input", "output")
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """A plan for one set of sizes: its memory, and every launch with its arguments."""
+    """A plan for one set of sizes: where its inputs and outputs are, and every launch with its arguments."""
 
-    layout: Layout
-    arena: int
     ends: Mapping[int, int]
     launches: tuple[tuple[Any, tuple[int, int, int], int, int, Any], ...]
 
@@ -51,6 +51,7 @@ class CudaDevice:
         self._arch = self._choose()
         self._functions = {name: self._load(name) for name in artifact.plan.kernels}
         self._weights = {key: self._upload(array) for key, array in artifact.weights().items()}
+        self._addresses: dict[int, int] | None = None
         self._bound: dict[tuple[tuple[str, int], ...], _Bound] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray], bindings: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -132,16 +133,10 @@ class CudaDevice:
     def _bind(self, bindings: Mapping[str, int]) -> _Bound:
         """Memory and launches for these sizes."""
         plan = self._artifact.plan
-        layout = place(plan, bindings)
-        arena = _allocate(layout.size, "the arena")
-        addresses, ends = {}, {}
-        for buffer, spec in enumerate(plan.buffers):
-            if spec.role == "weight":
-                addresses[buffer] = self._weights[spec.weight or ""]
-            elif spec.role == "temporary":
-                addresses[buffer] = arena + layout.offsets[buffer]
-            else:
-                addresses[buffer] = ends[buffer] = _allocate(nbytes(spec, bindings), f"an {spec.role}")
+        if plan.arena == "exact" or self._addresses is None:
+            self._addresses = self._take(bindings)
+        addresses = self._addresses
+        ends = {buffer: addresses[buffer] for buffer, spec in enumerate(plan.buffers) if spec.role in _ENDS}
         launches = []
         for launch in plan.launches:
             entry = plan.kernels[launch.kernel]
@@ -158,7 +153,22 @@ class CudaDevice:
             arguments = (tuple(values), kinds)
             function = self._functions[launch.kernel]
             launches.append((function, grid, 32 * variant.num_warps, variant.shared, arguments))
-        return _Bound(layout, arena, ends, tuple(launches))  # type: ignore[arg-type]
+        return _Bound(ends, tuple(launches))  # type: ignore[arg-type]
+
+    def _take(self, bindings: Mapping[str, int]) -> dict[int, int]:
+        """The address of every buffer: memory for these sizes, or for all that the plan is made for."""
+        plan = self._artifact.plan
+        layout = place(plan, bindings)
+        arena = _allocate(layout.size, "the arena")
+        addresses = {}
+        for buffer, spec in enumerate(plan.buffers):
+            if spec.role == "weight":
+                addresses[buffer] = self._weights[spec.weight or ""]
+            elif spec.role == "temporary":
+                addresses[buffer] = arena + layout.offsets[buffer]
+            else:
+                addresses[buffer] = _allocate(needed(plan, spec, bindings), f"an {spec.role}")
+        return addresses
 
 
 def _runs_on(compiled: int, device: int) -> bool:

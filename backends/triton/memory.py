@@ -4,6 +4,8 @@ A temporary lives from the launch that writes it first to the last one that read
 sizes without overlap in the least space is NP-hard; taking the largest first and putting each at the lowest place
 where it fits comes close (greedy by size: Pisarchyk and Lee, "Efficient memory management for deep neural net
 inference", 2020).
+
+Where every dim has a range, each temporary gets the most that it can need within them: one arena then serves all sizes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optc.backends.triton.plan import Plan, nbytes
+from optc.backends.triton.plan import Buffer, Plan, most_bytes, nbytes
 
 #: Every buffer starts at a multiple of this many bytes: what kernels are told, and a cache line besides.
 ALIGNMENT = 256
@@ -46,9 +48,9 @@ def lifetimes(plan: Plan) -> dict[int, tuple[int, int]]:
 
 
 def place(plan: Plan, bindings: Mapping[str, int]) -> Layout:
-    """Where every temporary lies, for these values of the symbolic dims."""
+    """Where every temporary lies, for these values of the symbolic dims; see :attr:`Plan.arena`."""
     alive = lifetimes(plan)
-    sizes = {buffer: _aligned(nbytes(plan.buffers[buffer], bindings)) for buffer in alive}
+    sizes = {buffer: _aligned(needed(plan, plan.buffers[buffer], bindings)) for buffer in alive}
     offsets = assign(alive, sizes)
     return Layout(
         offsets=offsets,
@@ -56,6 +58,16 @@ def place(plan: Plan, bindings: Mapping[str, int]) -> Layout:
         total=sum(sizes.values()),
         bound=_peak(alive, sizes, len(plan.launches)),
     )
+
+
+def needed(plan: Plan, buffer: Buffer, bindings: Mapping[str, int]) -> int:
+    """The bytes to keep for a buffer: what these sizes take, or the most that the plan's ranges allow.
+
+    Raises:
+        DataError: It has more elements than kernels can count.
+    """
+    most = most_bytes(buffer, plan.ranges) if plan.arena == "largest" else None
+    return nbytes(buffer, bindings) if most is None else most
 
 
 def assign(alive: Mapping[int, tuple[int, int]], sizes: Mapping[int, int]) -> dict[int, int]:

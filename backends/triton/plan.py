@@ -6,6 +6,7 @@ Every size is an expression over the symbolic dims of the model's inputs, in the
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import onnx_ir
 
 from optc.backends.base import ValueSpec
-from optc.ir.dims import evaluate, parse, symbols
+from optc.ir.dims import bounds_within, evaluate, parse, symbol, symbols
 from optc.ir.errors import DataError
 from optc.ir.records import record
 
@@ -158,6 +159,7 @@ class Plan:
         kernels: All kernels, by name.
         launches: What runs, in order.
         ranges: Symbolic dims with the smallest and the largest value that they may have; None is any.
+        arena: How temporaries are placed: for the "exact" sizes of a run, or once for the "largest" in all ranges.
     """
 
     inputs: tuple[Tensor, ...]
@@ -166,6 +168,7 @@ class Plan:
     kernels: Mapping[str, KernelEntry]
     launches: tuple[Launch, ...]
     ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    arena: Literal["exact", "largest"] = "exact"
 
     def to_json(self) -> str:
         """The plan as JSON text; equal plans give equal text."""
@@ -191,8 +194,8 @@ class Plan:
     @cached_property
     def dims(self) -> tuple[str, ...]:
         """The symbolic dims of the inputs."""
-        found = {dim: None for tensor in self.inputs for dim in tensor.shape if not dim.isdecimal()}
-        return tuple(found)
+        named = (dim_name(dim) for tensor in self.inputs for dim in tensor.shape)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
     def bind(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """The values of the symbolic dims for inputs of these shapes.
@@ -206,10 +209,11 @@ class Plan:
             shape = tuple(shapes[tensor.name])
             if len(shape) != len(tensor.shape):
                 raise DataError(f"input {tensor.name!r} has {len(tensor.shape)} dims, not {len(shape)}")
-            for axis, (size, dim) in enumerate(zip(shape, tensor.shape, strict=True)):
-                if dim.isdecimal():
-                    if int(dim) != size:
-                        raise DataError(f"dim {axis} of input {tensor.name!r} is {dim}, not {size}")
+            for axis, (size, text) in enumerate(zip(shape, tensor.shape, strict=True)):
+                dim = dim_name(text)
+                if dim is None:
+                    if text.isdecimal() and int(text) != size:
+                        raise DataError(f"dim {axis} of input {tensor.name!r} is {text}, not {size}")
                     continue
                 if bindings.setdefault(dim, size) != size:
                     where = f"{bindings[dim]} in {places[dim]!r}"
@@ -217,18 +221,31 @@ class Plan:
                 places.setdefault(dim, tensor.name)
                 low, high = self.ranges.get(dim, (0, None))
                 if size < low or (high is not None and size > high):
-                    allowed = f"from {low} to {high}" if high is not None else f"{low} or more"
+                    allowed = f"{low}..{high}" if high is not None else f"{low} or more"
                     raise DataError(
                         f"dim {dim!r} of input {tensor.name!r} is {size}; the artifact was built for {allowed}",
                         hint="compile again with a --shape that allows it",
                     )
+        for tensor in self.inputs:
+            for text, size in zip(tensor.shape, shapes[tensor.name], strict=True):
+                if number(text, bindings) != size:
+                    raise DataError(f"{text} of input {tensor.name!r} is {number(text, bindings)}, not {size}")
         return bindings
 
 
 def spec_of(tensor: Tensor) -> ValueSpec:
     """An input or output as runners describe it."""
-    shape = tuple(int(dim) if dim.isdecimal() else dim for dim in tensor.shape)
+    shape = tuple(int(dim) if dim.isdecimal() else dim_name(dim) or dim for dim in tensor.shape)
     return ValueSpec(tensor.name, onnx_ir.DataType[tensor.dtype], shape)
+
+
+def dim_name(text: str) -> str | None:
+    """The name of a symbolic dim, which is quoted in expressions if it is no identifier; None if it is none."""
+    if text.isdecimal():
+        return None
+    parsed = parse(text)
+    names = symbols(parsed)
+    return next(iter(names)) if len(names) == 1 and parsed == symbol(*names) else None
 
 
 def number(expression: str, bindings: Mapping[str, int]) -> int:
@@ -249,7 +266,21 @@ def nbytes(buffer: Buffer, bindings: Mapping[str, int]) -> int:
     Raises:
         DataError: It has more elements than kernels can count.
     """
-    count = number(buffer.elements, bindings)
+    return _bytes_of(number(buffer.elements, bindings), buffer)
+
+
+def most_bytes(buffer: Buffer, ranges: Mapping[str, tuple[int, int | None]]) -> int | None:
+    """A number of bytes that a buffer never exceeds while dims are within ranges; None if there is none.
+
+    Raises:
+        DataError: It would have more elements than kernels can count.
+    """
+    spans = {dim: (low, math.inf if high is None else high) for dim, (low, high) in ranges.items()}
+    _, high = bounds_within(parse(buffer.elements), spans)
+    return None if math.isinf(high) else _bytes_of(max(int(high), 0), buffer)
+
+
+def _bytes_of(count: int, buffer: Buffer) -> int:
     if count > _MOST_ELEMENTS:
         raise DataError(f"a tensor would have {count} elements, more than the {_MOST_ELEMENTS} that kernels can count")
     return count * ITEM_SIZE[buffer.type]

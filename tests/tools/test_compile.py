@@ -177,6 +177,15 @@ def test_sizes_of_dims(cli, vit, tmp_path, given, dims) -> None:
     assert seen == set(dims.values()) if dims else len(seen) > 1
 
 
+def test_ranges_of_dims(cli, vit, tmp_path) -> None:
+    assert cli(vit, "-O0", "--shape", "batch=3..6", "--report", "r.json", *FAST).code == 0
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["options"]["shapes"] == {"batch": [3, 6]}
+    seen = {checked["dims"]["batch"] for checked in written["verification"]["checked"]}
+    assert len(seen) > 1 and seen <= {3, 4, 5, 6}
+    assert "one size is needed here, not a range" in cli("run", vit, "--shape", "batch=3..6").message
+
+
 def test_a_metric_bounds_what_may_be_lost(cli, vit, tmp_path, monkeypatch) -> None:
     digits = Path(__file__).parents[2] / "examples" / "digits"
     (tmp_path / "mymetric.py").write_text(

@@ -65,8 +65,14 @@ class Driver:
 
 
 @pytest.fixture
-def artifact(tmp_path):
-    return optc.compile(model(TEXT), target="a100", output=tmp_path / "m.optc", verify="off").artifact
+def shapes():
+    """The sizes for which the artifact is made."""
+    return {}
+
+
+@pytest.fixture
+def artifact(tmp_path, shapes):
+    return optc.compile(model(TEXT), target="a100", output=tmp_path / "m.optc", verify="off", shapes=shapes).artifact
 
 
 @pytest.fixture
@@ -113,6 +119,19 @@ def test_memory_is_taken_once_per_size(opened):
     runner.run({"x": np.zeros((4, 8), np.float32)})
     assert taken == 4  # a weight, the arena, input and output
     assert sum(name == "cuMemAlloc" for name, _ in driver.calls) == taken + 3
+
+
+@pytest.mark.parametrize("shapes", [{"B": (0, 20)}])
+def test_memory_for_a_range_is_taken_once_for_all_sizes(opened):
+    driver = Driver()
+    runner = opened(driver)
+    for batch in (3, 6, 1, 3):
+        assert runner.run({"x": np.zeros((batch, 8), np.float32)})["y"].shape == (batch, 4)
+    taken = [arguments[0] for name, arguments in driver.calls if name == "cuMemAlloc"]
+    assert sorted(taken[1:]) == [256, 20 * 4 * 4, 20 * 8 * 4]  # the arena has nothing in it
+    launched = [arguments[9][0] for name, arguments in driver.calls if name == "cuLaunchKernel"]
+    assert len({tuple(v for v in values if v >= 4096) for values in launched}) == 1, "the same addresses"
+    assert [batch in values for batch, values in zip((3, 6, 1, 3), launched, strict=True)] == [True] * 4
 
 
 def test_nothing_is_launched_where_there_is_nothing_to_do(opened):

@@ -91,7 +91,7 @@ def test_a_transformer_block(tmp_path):
         mask[-1, (length + 1) // 2 :] = 0
         ids = rng.integers(-50, 50, (batch, length))
         agrees(source, artifact, {"ids": ids, "mask": mask}, 2e-5)
-    with pytest.raises(optc.OptcError, match="dim 'S' of input 'ids' is 65; the artifact was built for from 0 to 64"):
+    with pytest.raises(optc.OptcError, match=r"dim 'S' of input 'ids' is 65; the artifact was built for 0\.\.64"):
         optc.load(artifact, device="interpreter").run({name: np.zeros((1, 65), np.int64) for name in ("ids", "mask")})
 
 
