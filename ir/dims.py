@@ -60,6 +60,8 @@ __all__ = [
 ]
 
 MAX_POWER = 64
+#: An extremum of this many arguments takes over none from extrema inside of it, whose sums have products of them.
+_MAX_ARGUMENTS = 32
 
 
 class BroadcastError(ValueError):
@@ -126,17 +128,31 @@ def _parts(op: str, dim: Dim) -> tuple[Dim, ...]:
     return factor.args if factor is not None and factor.op == op else (dim,)
 
 
-def _shifted_parts(op: str, dim: Dim) -> tuple[Dim, ...]:
-    """Like :func:`_parts`, and ``max(a, b) + c`` is split into ``a + c`` and ``b + c``."""
+def _shifted_parts(op: str, dim: Dim) -> tuple[Dim, ...] | None:
+    """What ``max(a, b) + c`` is the maximum of: ``a + c`` and ``b + c``. None for what is no such sum."""
     for monomial, count in terms_of(dim):
         if count == 1 and len(monomial) == 1 and monomial[0].op == op:
             rest = dim - wrap(monomial[0])
             return tuple(arg + rest for arg in monomial[0].args)
-    return (dim,)
+    return None
+
+
+def _flattened(op: str, dims: tuple[Dim, ...]) -> list[Dim]:
+    """Different dims whose extremum is that of ``dims`` and none of which is one itself, unless they are too many."""
+    flat: dict[Dim, None] = {}
+    pending = list(dict.fromkeys(reversed(dims)))
+    while pending:
+        dim = pending.pop()
+        parts = _shifted_parts(op, dim) if len(flat) + len(pending) < _MAX_ARGUMENTS else None
+        if parts is None:
+            flat[dim] = None
+        else:
+            pending.extend(part for part in parts if part not in flat)
+    return list(flat)
 
 
 def _extremum(op: str, dims: tuple[Dim, ...], wins: Callable[[Dim, Dim], bool], of_ints: Callable) -> Dim:
-    parts = list(dict.fromkeys(part for dim in dims for part in _shifted_parts(op, dim)))
+    parts = _flattened(op, dims)
     integers = [part for part in parts if isinstance(part, int)]
     if integers:
         parts = [part for part in parts if not isinstance(part, int)] + [of_ints(integers)]

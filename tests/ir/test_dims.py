@@ -160,6 +160,20 @@ def test_reading():
     assert parse("a**3") == A * A * A
 
 
+def test_an_extremum_of_extrema_has_one_form():
+    c, d = symbol("c"), symbol("d")
+    sums = maximum(A + c, A + d, B + c, B + d, 7 - d)
+    assert maximum(7 - d, maximum(A, B) + maximum(c, d)) == sums
+    assert parse(str(sums)) == sums
+    assert maximum(maximum(A, maximum(B + 1, c) + 2), A + 5) == maximum(A + 5, B + 3, c + 2)
+    assert minimum(minimum(A, B) + minimum(c, d), A + c + 1) == minimum(B + d, A + d, c + B, c + A)
+
+
+def test_big_extrema_stay_small():
+    wide = sum((maximum(symbol(f"x{i}"), symbol(f"y{i}")) for i in range(20)), start=symbol("z"))
+    assert complexity(maximum(wide, 9)) < 20000
+
+
 def test_big_products_stay_small():
     wide = product(symbol(f"x{i}") + symbol(f"y{i}") for i in range(20))
     assert complexity(wide) < 2000
@@ -223,19 +237,12 @@ def test_algebra_agrees_with_integers(expression, bindings: dict[str, int]):
 
 
 @settings(max_examples=400, deadline=None)
-@given(_expressions(), _BINDINGS)
-def test_text_reads_back(expression, bindings: dict[str, int]):
+@given(_expressions())
+def test_text_reads_back(expression):
     dim, _ = expression
     back = parse(str(dim))
     assert isinstance(dim, SymDim) == bool(symbols(dim))
-    if "max(" not in str(dim) and "min(" not in str(dim):
-        assert back == dim
-    try:
-        expected = evaluate(dim, bindings)
-    except ZeroDivisionError:
-        return
-    # An extremum of extrema has several forms, and reading may find another one.
-    assert evaluate(back, bindings) == expected
+    assert back == dim
 
 
 @settings(max_examples=400, deadline=None)
