@@ -47,6 +47,7 @@ class Row:
         seconds: Time that the layer takes with it; None if it was neither measured nor estimated.
         saved: Seconds or bytes that it saves, as the objective has it.
         reason: Why it is no candidate; empty if it is one.
+        alone: Whether that is only that it saves nothing by itself.
     """
 
     layer: int
@@ -55,6 +56,7 @@ class Row:
     seconds: float | None = None
     saved: float = 0.0
     reason: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Search:
             reasons = dict.fromkeys(row.reason for row in self._rows)
             return self._outcome(None, "; ".join(reasons) or "there is nothing to propose")
         self._learn_gains()
-        finalists = dict.fromkeys(best for names in self._sets() if (best := self._frontier(names)) is not None)
+        finalists = dict.fromkeys(one for names in self._sets() for one in self._finalists(names))
         if not finalists:
             budget = f"the error budget of {self.study.measure.max_error:.3g} on {self.study.measure.data}"
             return self._outcome(None, f"no assignment stays inside {budget}")
@@ -200,7 +202,8 @@ class Search:
             saved, self._bases[index] = base - seconds, base
             how = "takes" if clock.measures else "is estimated to take"
             slow = f"it {how} {seconds / base:.2f} of the time that the layer takes now"
-            row = replace(row, seconds=seconds, saved=saved, reason="" if saved > base * _NOISE else slow)
+            alone = saved <= base * _NOISE
+            row = replace(row, seconds=seconds, saved=saved, reason=slow if alone else "", alone=alone)
         if row.reason:
             return row
         option = option.judged()
@@ -291,6 +294,25 @@ class Search:
             budget = self.study.measure.max_error
             wanted = math.sqrt(low * high) if low else budget if budget < high * 0.9 else high / 3
         return best
+
+    def _finalists(self, names: frozenset[str]) -> Iterator[Assignment]:
+        """The best of a frontier; and of one technique the same with the layers that gain nothing by themselves.
+
+        Between integer layers one in floats pays for two conversions, which no clock sees that times it alone.
+        """
+        best = self._frontier(names)
+        if best is None:
+            return
+        yield best
+        if len(names) > 1 or self.objective == "size":
+            return
+        gaps: dict[int, Row] = {}
+        for row in self._rows:
+            if row.alone and row.technique in names and best[row.layer] is None:
+                gaps[row.layer] = max(gaps.get(row.layer, row), row, key=lambda one: one.saved)
+        filled = tuple(option or (gaps[index].option if index in gaps else None) for index, option in enumerate(best))
+        if filled != best and self._judge(filled).refused is None:
+            yield filled
 
     def _judge(self, assignment: Assignment) -> Measured:
         if assignment not in self._judged:

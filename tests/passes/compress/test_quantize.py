@@ -242,3 +242,27 @@ def test_what_was_asked_for_and_changes_nothing_is_an_error(item, words):
         quantize(
             model, Pretended(model.clone(), FASTER), SimpleNamespace(supports=lambda d, op, *a, **k: d != ""), item
         )
+
+
+def test_layers_that_gain_nothing_alone_are_tried_in_company():
+    """What is slower alone may be faster between others; the whole model's time decides."""
+    original = parse(BODY, WEIGHTS)
+
+    class Company(Pretended):
+        def time(self, calls, budget):
+            seconds = super().time(calls, budget)
+            self.timed = getattr(self, "timed", 0) + 1
+            return dict.fromkeys(seconds, 1.0) if self.timed == 1 else seconds  # the first shape gains nothing
+
+        def compare(self, models, budget=6.0):
+            def seconds(model):
+                return 1.0 - 0.2 * ops(model).count("DynamicQuantizeMatMul")
+
+            before = seconds(models["before"])
+            ratios = {name: seconds(model) / before for name, model in models.items()}
+            return {name: SimpleNamespace(ratio=SimpleNamespace(median=ratio)) for name, ratio in ratios.items()}
+
+    model = original.clone()
+    ctx = quantize(model, Company(original, FASTER), item=Quantize(techniques=("dynamic-int8",)))
+    assert ops(model).count("DynamicQuantizeMatMul") == 3
+    assert [attempt.speedup for attempt in ctx.attempts if attempt.kept] == [pytest.approx(1 / 0.4)]
