@@ -29,6 +29,8 @@ Objective = Literal["latency", "size"]
 _STEPS = 9
 #: Share of a layer's time that an option must save to be looked at: less than that is noise.
 _NOISE = 0.03
+#: Whole models whose times are closer than this share of the time before count as equally fast.
+_TIE = 0.01
 #: The frontier's bisection ends when its bounds are this close.
 _CLOSE = 1.03
 
@@ -364,7 +366,14 @@ class Search:
         for number, assignment in enumerate(finalists):
             ratio = timed[str(number)].ratio.median
             self._judged[assignment] = replace(self._judged[assignment], ratio=ratio)
-        return min((self._judged[assignment] for assignment in finalists), key=lambda one: one.ratio or 1.0)
+        measured = [self._judged[assignment] for assignment in finalists]
+        fastest = min(one.ratio or 1.0 for one in measured)
+        # Among those that the clock cannot tell apart, the smallest file.
+        return min((one for one in measured if (one.ratio or 1.0) < fastest + _TIE), key=lambda one: self._bytes(one))
+
+    def _bytes(self, measured: Measured) -> int:
+        pairs = zip(self.study.layers, measured.assignment, strict=True)
+        return sum(option.bytes if option else 4 * layer.rows * layer.columns for layer, option in pairs)
 
     def _saved(self, assignment: Assignment) -> float:
         rows = {(row.layer, row.option): row.saved for row in self._rows}
