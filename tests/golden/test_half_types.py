@@ -19,7 +19,7 @@ from .case import CASES, Outcome, read_case, run
 from .numbers import evaluate, feeds_for
 
 HALF, BRAIN = TensorProto.FLOAT16, TensorProto.BFLOAT16
-#: Relative L2 error against single precision; half as much was seen.
+#: Relative L2 error against single precision; about half as much was seen.
 TOLERANCE = {HALF: 1e-3, BRAIN: 1.2e-2}
 LAYER, RMS = {"LayerNormalization"}, {"SimplifiedLayerNormalization"}
 ROTARY = {"com.microsoft::RotaryEmbedding"}
