@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from optc.kernels.attention import ATTENTION
 from optc.kernels.base import Kernel
+from optc.kernels.gemv import GEMV
 from optc.kernels.matmul import MATMUL
 from optc.kernels.pointwise import POINTWISE
 from optc.kernels.rows import NORM, NORM_LOOP, REDUCE, SOFTMAX, SOFTMAX_LOOP
 
 KERNELS: Mapping[str, Kernel] = {
-    kernel.name: kernel for kernel in (MATMUL, POINTWISE, NORM, NORM_LOOP, SOFTMAX, SOFTMAX_LOOP, REDUCE, ATTENTION)
+    kernel.name: kernel
+    for kernel in (MATMUL, GEMV, POINTWISE, NORM, NORM_LOOP, SOFTMAX, SOFTMAX_LOOP, REDUCE, ATTENTION)
 }

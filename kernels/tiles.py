@@ -167,6 +167,19 @@ def _matmul(sizes: Sizes, item: int) -> list[Tile]:
     return [Tile({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, warps, stages) for m, n, k, warps, stages in found]
 
 
+def _gemv(sizes: Sizes, item: int) -> list[Tile]:
+    """Wide enough for whole cache lines of a row of the matrix, and narrower where that leaves too few programs.
+
+    Every product of a tile is added up in a register of its own, so a tile has about 64 of them per thread. Loads are
+    not pipelined: what one tile reads is all that is on its way, so tiles are as deep as registers allow.
+    """
+    wide = _power(sizes["N"], 16, 64)
+    while wide > 16 and -(-sizes["N"] // wide) * sizes["BATCH"] < 128:
+        wide //= 2
+    depths = dict.fromkeys(min(_power(sizes["K"], 16, 512), most // wide) for most in (8192, 4096))
+    return [Tile({"BLOCK_N": wide, "BLOCK_K": depth}, 4, 2) for depth in depths]
+
+
 def _pointwise(sizes: Sizes, item: int) -> list[Tile]:
     """16 bytes for every thread of four warps; less where that leaves most multiprocessors without work."""
     block = 128 * max(1, 16 // max(item, 1))
@@ -200,6 +213,7 @@ def _attention(sizes: Sizes, item: int) -> list[Tile]:
 
 _RULES: Mapping[str, Callable[[Sizes, int], list[Tile]]] = {
     "matmul": _matmul,
+    "gemv": _gemv,
     "pointwise": _pointwise,
     "rows_norm": _rows,
     "rows_softmax": _rows,

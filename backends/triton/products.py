@@ -211,7 +211,8 @@ def _product(
         raise Unsupported(f"products of {a.dtype.name.lower()} and {b.dtype.name.lower()} are not supported")
     space = {"z": batch, "m": rows, "n": columns}
     group = Group(
-        "matmul",
+        # One row leaves tensor cores, which take 16 at a time, nothing to gain; from two rows on their pipeline wins.
+        "gemv" if equal(rows, 1) else "matmul",
         space,
         {"M": rows, "N": columns, "K": contracted, "BATCH": batch},
         nodes=[node.name or node.outputs[0].name or ""],
