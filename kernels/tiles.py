@@ -180,6 +180,12 @@ def _gemv(sizes: Sizes, item: int) -> list[Tile]:
     return [Tile({"BLOCK_N": wide, "BLOCK_K": depth}, 4, 2) for depth in depths]
 
 
+def _depthwise(sizes: Sizes, item: int) -> list[Tile]:
+    """Pixels of one channel, which lie side by side in memory."""
+    wide = _power(sizes["BATCH"] * sizes["OUT_H"] * sizes["OUT_W"], 64, 512)
+    return [Tile({"BLOCK_P": pixels, "BLOCK_C": 1}, 4 if pixels > 64 else 2, 1) for pixels in (wide, wide // 2)]
+
+
 def _pointwise(sizes: Sizes, item: int) -> list[Tile]:
     """16 bytes for every thread of four warps; less where that leaves most multiprocessors without work."""
     block = 128 * max(1, 16 // max(item, 1))
@@ -214,6 +220,7 @@ def _attention(sizes: Sizes, item: int) -> list[Tile]:
 _RULES: Mapping[str, Callable[[Sizes, int], list[Tile]]] = {
     "matmul": _matmul,
     "gemv": _gemv,
+    "depthwise": _depthwise,
     "pointwise": _pointwise,
     "rows_norm": _rows,
     "rows_softmax": _rows,

@@ -102,6 +102,11 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
     source = lowering.stored(x)
     kernel = lowering.stored(weight)
     places = [shape[0], *shape[2:]]
+    if groups > 1 and per_group == 1 and spatial == 2:
+        _check_types(x, weight)
+        group = _depthwise(lowering, node, x, weight, before)
+        _convolved(lowering, output, group, bias, tuple(variable(name, dim) for name, dim in group.space.items()))
+        return
 
     def read_x(z: Index, m: Index, k: Index) -> Expr:
         image, *at = m.split(places)
@@ -130,11 +135,67 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
     z, m, n = _results(group)
     channel = z * filters + n
     image, *at = m.split(places)
+    _convolved(lowering, output, group, bias, (image, channel, *at))
+
+
+def _convolved(
+    lowering: Lowering, output: onnx_ir.Value, group: Group, bias: Value | None, coordinates: Coordinates
+) -> None:
+    """Define the result of a convolution: what its kernel computes at these coordinates, and the bias."""
     expr = lowering.pool.make("anchor", (), "fp32", id(group))
     if bias is not None:
-        expr = lowering.pool.make("({0} + {1})", (expr, lowering.element(bias, (channel,))), "fp32")
-    dtype = lowering.dtype(output)
-    lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=(image, channel, *at)))
+        expr = lowering.pool.make("({0} + {1})", (expr, lowering.element(bias, (coordinates[1],))), "fp32")
+    shape, dtype = lowering.shape(output), lowering.dtype(output)
+    lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=coordinates))
+
+
+def _depthwise(lowering: Lowering, node: onnx_ir.Node, x: Value, weight: Value, before: Sequence[int]) -> Group:
+    """A convolution of single channels: a sum over a window is too little for a matrix product."""
+    shape, window = lowering.shape(node.outputs[0]), weight.shape[2:]
+    space = {"n": shape[0], "o": shape[1], "oh": shape[2], "ow": shape[3]}
+    reduced = {"c": x.shape[1], "h": x.shape[2], "w": x.shape[3], "kh": window[0], "kw": window[1]}
+    strides, dilations = (ints_attr(node, name) or (1, 1) for name in ("strides", "dilations"))
+    n, c, h, w, o, kh, kw = (
+        variable(name, {**space, **reduced}[name]) for name in ("n", "c", "h", "w", "o", "kh", "kw")
+    )
+    group = Group(
+        "depthwise",
+        space,
+        {
+            "BATCH": shape[0],
+            "CHANNELS": shape[1],
+            "H": x.shape[2],
+            "W": x.shape[3],
+            "OUT_H": shape[2],
+            "OUT_W": shape[3],
+        },
+        {
+            "KH": window[0],
+            "KW": window[1],
+            "STRIDE_H": strides[0],
+            "STRIDE_W": strides[1],
+            "PAD_TOP": before[0],
+            "PAD_LEFT": before[1],
+            "DILATION_H": dilations[0],
+            "DILATION_W": dilations[1],
+            "OUT_PER_GROUP": _int(weight.shape[0], "its filters") // _int(x.shape[1], "its channels"),
+        },
+        nodes=[node.name or node.outputs[0].name or ""],
+    )
+    pool, guard = lowering.pool, None
+    for index, padded in zip((h, w), before, strict=True):
+        if padded:  # the kernel masks what pads, but hooks may ask for the extents of single indices instead
+            guard = lowering.builder.both(guard, pool.make("({0} >= 0)", (pool.index(index),), "i1"))
+    read = lowering.builder.load(lowering.stored(x), x.memory, x.memory, (n, c, h, w), guard)
+    factor = lowering.builder.load(lowering.stored(weight), weight.memory, weight.memory, (o, Index(), kh, kw))
+    group.results = {"LOAD_X": read, "LOAD_W": factor}
+    group.reduced = reduced
+    return lowering.builder.add(group)
+
+
+def _check_types(a: Value, b: Value) -> None:
+    if a.dtype != b.dtype or a.dtype not in _PRODUCTS:
+        raise Unsupported(f"products of {a.dtype.name.lower()} and {b.dtype.name.lower()} are not supported")
 
 
 def padding(
@@ -206,9 +267,7 @@ def _product(
     read_b: Read,
 ) -> Group:
     """A new group for ``batch`` products of (rows, contracted) and (contracted, columns)."""
-    a, b = operands
-    if a.dtype != b.dtype or a.dtype not in _PRODUCTS:
-        raise Unsupported(f"products of {a.dtype.name.lower()} and {b.dtype.name.lower()} are not supported")
+    _check_types(*operands)
     space = {"z": batch, "m": rows, "n": columns}
     group = Group(
         # One row leaves tensor cores, which take 16 at a time, nothing to gain; from two rows on their pipeline wins.

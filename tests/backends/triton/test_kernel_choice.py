@@ -30,6 +30,19 @@ CASES = {
         h = MatMul (x, w_1)
         r = Relu (h)
         y = MatMul (r, w_2)""", ["gemv", "gemv"]),
+    "depthwise": ("float[B,6,7,5] x, float[6,1,3,3] w_1, float[6] w_b", "float[B,6,7,5] y", """
+        c = Conv <kernel_shape = [3, 3], group = 6, pads = [1, 1, 1, 1]> (x, w_1, w_b)
+        r = Relu (c)
+        y = Add (r, x)""", ["depthwise"]),
+    "depthwise, one image": ("float[1,4,9,6] x, float[8,1,3,2] w_1", "float[1,8,4,7] y", """
+        y = Conv <kernel_shape = [3, 2], group = 4, pads = [1, 2, 0, 1], strides = [2, 1], dilations = [1, 2]> (x, w_1)
+        """, ["depthwise"]),
+    "depthwise, a row of pixels": ("float16[B,4,1,W] x, float16[4,1,1,11] w_1", "float16[B,4,1,W] y", """
+        y = Conv <kernel_shape = [1, 11], group = 4, pads = [0, 5, 0, 5]> (x, w_1)""", ["depthwise"]),
+    "depthwise, a column of pixels": ("float[1,4,H,1] x, float[4,1,7,3] w_1", "float[1,4,H,1] y", """
+        y = Conv <kernel_shape = [7, 3], group = 4, pads = [3, 1, 3, 1]> (x, w_1)""", ["depthwise"]),
+    "groups of two": ("float[B,4,7,5] x, float[6,2,3,3] w_1", "float[B,6,5,3] y", """
+        y = Conv <kernel_shape = [3, 3], group = 2> (x, w_1)""", ["matmul"]),
 }  # fmt: skip
 
 
@@ -42,7 +55,9 @@ def test_the_kernels_of_a_model(name, tmp_path):
     assert [plan.kernels[launch.kernel].kernel for launch in plan.launches] == kernels
     rng = np.random.default_rng(0)
     feeds = {
-        spec.name: rng.normal(size=[{"B": 2, "T": 5}.get(dim, dim) for dim in spec.shape]).astype(spec.dtype.numpy())
+        spec.name: rng.normal(size=[{"B": 2, "T": 5, "H": 9, "W": 13}.get(dim, dim) for dim in spec.shape]).astype(
+            spec.dtype.numpy()
+        )
         for spec in plan.specs()
     }
     half = any(array.dtype == np.float16 for array in feeds.values())
