@@ -50,6 +50,16 @@ _CONSTANT_FIELDS = {
     "value_float": np.float32,
     "value_floats": np.float32,
 }
+#: The type of each attribute of a Constant node. A file may say otherwise; then the node has no value.
+_CONSTANT_TYPES: dict[str, onnx_ir.AttributeType] = {
+    "value": onnx_ir.AttributeType.TENSOR,
+    "value_int": onnx_ir.AttributeType.INT,
+    "value_ints": onnx_ir.AttributeType.INTS,
+    "value_float": onnx_ir.AttributeType.FLOAT,
+    "value_floats": onnx_ir.AttributeType.FLOATS,
+    "value_string": onnx_ir.AttributeType.STRING,
+    "value_strings": onnx_ir.AttributeType.STRINGS,
+}
 _SMALL_INTEGERS = frozenset(
     {onnx_ir.DataType.INT4, onnx_ir.DataType.UINT4, onnx_ir.DataType.INT2, onnx_ir.DataType.UINT2}
 )
@@ -392,7 +402,7 @@ def _constant_tensor(
     """The value of a Constant node; None for a sparse one, or one that only a call of its function would tell."""
     for name, given in node.attributes.data.items():
         attr = (references or {}).get(given.ref_attr_name or "") if given.is_ref() else given
-        if attr is None or attr.value is None:
+        if attr is None or attr.value is None or attr.type is not _CONSTANT_TYPES.get(name):
             return None
         if name == "value":
             return attr.value

@@ -897,3 +897,11 @@ def test_models_of_other_projects():
             counts.update(check(proto, feeds, sizes, results).counts)
             counts["runs"] += 1
     assert counts["runs"] > 100
+
+
+@pytest.mark.parametrize("name", ["value", "value_int", "value_floats", "value_string"])
+def test_constants_of_another_type_than_their_attribute_have_no_value(name):
+    node = onnx_ir.Node("", "Constant", [], [onnx_ir.Attr(name, onnx_ir.AttributeType.INTS, (1, 2))], num_outputs=1)
+    graph = onnx_ir.Graph([], node.outputs, nodes=[node], opset_imports={"": 17}, name="g")
+    facts = Facts(onnx_ir.Model(graph, ir_version=8))
+    assert facts.tensor(node.outputs[0]) is None and facts.const(node.outputs[0]) is None
