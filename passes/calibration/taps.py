@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir
 
-from optc.ir.rewriter import is_dead
+from optc.ir.rewriter import Rewriter, is_dead
 
 
 class Run(Protocol):
@@ -60,8 +60,9 @@ def shapes_of(
     copy = model.clone()
     there = values_of(copy.graph)
     nodes = {name: onnx_ir.Node("", "Shape", [there[name]]) for name in names}
-    for index, node in enumerate(nodes.values()):
-        node.outputs[0].name = _fresh(f"shape_{index}", there)
+    fresh = Rewriter(copy).fresh_name
+    for node in nodes.values():
+        node.outputs[0].name = fresh("shape")
         node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
     copy.graph.extend(nodes.values())
     keep_only(copy.graph, [node.outputs[0] for node in nodes.values()])
@@ -74,9 +75,3 @@ def shapes_of(
             if name not in largest or math.prod(shape) > math.prod(largest[name]):
                 largest[name] = shape
     return largest
-
-
-def _fresh(name: str, taken: Mapping[str, object]) -> str:
-    while name in taken:
-        name += "_"
-    return name
