@@ -30,7 +30,7 @@ from optc.samples import Sample, Samples, joined
 from optc.sources import described, open_samples, source_of
 
 #: Samples on which the error of a candidate is measured; the metric is measured on all.
-_ERROR_SAMPLES = 8
+_ERROR_SAMPLES = 32
 #: Sets of inputs drawn where no calibration data is given.
 _DRAWN_SAMPLES = 3
 _DRAWN_SIZES = {"batch": 2, "sequence": 32, "past": 16, "space": 224, "other": 16}
