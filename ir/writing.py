@@ -34,3 +34,13 @@ def replacing(*paths: Path) -> Iterator[Sequence[Path]]:
         for file in temporary:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file.
+
+    Raises:
+        OutputError: It cannot be written; nothing was changed then.
+    """
+    with replacing(path) as (file,):
+        file.write_text(text, "utf-8")

@@ -25,6 +25,7 @@ from optc.ir.printer import print_model
 from optc.ir.saving import to_proto
 from optc.ir.sizes import Size
 from optc.ir.targets import suggestion
+from optc.ir.writing import write_text
 from optc.measure import Measure
 from optc.options import Options
 from optc.passes.base import Pass
@@ -277,10 +278,7 @@ def _save_recipe(path: Path, recipe: str) -> str:
     """Write a recipe; a note on it."""
     if not recipe:
         return f"no recipe was written to {path}: nothing was compressed"
-    try:
-        path.write_text(recipe, encoding="utf-8")
-    except OSError as error:
-        raise OutputError.of(error, path) from error
+    write_text(path, recipe)
     return f"wrote the recipe {path}: --recipe does the same again, without a search"
 
 

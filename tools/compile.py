@@ -12,10 +12,11 @@ import optc
 from optc.host import default_output
 from optc.ir.errors import OutputError, UsageError
 from optc.ir.model import load
+from optc.ir.writing import write_text
 from optc.plugins import environment
 from optc.tools import pipeline_text, summary
 from optc.tools.console import Bars
-from optc.tools.files import data_files, write_text
+from optc.tools.files import data_files
 from optc.tools.page import PAGES, page_of
 from optc.tools.parameters import FILE, calib_cache_option, calib_option, common, names, seed_option, shape_option
 

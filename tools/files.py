@@ -13,16 +13,6 @@ from optc.ir.mapped import file_range, is_external
 from optc.ir.writing import replacing
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file.
-
-    Raises:
-        OutputError: It cannot be written; nothing was changed then.
-    """
-    with replacing(path) as (file,):
-        file.write_text(text, "utf-8")
-
-
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an ``.npz`` file.
 

@@ -10,9 +10,9 @@ import click
 
 import optc
 from optc.ir.errors import UsageError
+from optc.ir.writing import write_text
 from optc.tools import pipeline_text
 from optc.tools.console import Bars, show
-from optc.tools.files import write_text
 from optc.tools.page import PAGES, page_of
 from optc.tools.parameters import FILE, calib_cache_option, calib_option, common, names, seed_option, shape_option
 

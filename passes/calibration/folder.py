@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from optc.ir.errors import OutputError
+from optc.ir.writing import replacing, write_text
 
 _SAMPLES = "samples"
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -45,8 +45,7 @@ class SweepFolder:
             return None
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        temporary = self._beside(self.path / "plan.json")
-        self._guarded(lambda: temporary.write_text(json.dumps(plan), "utf-8"), temporary, self.path / "plan.json")
+        write_text(self.path / "plan.json", json.dumps(plan))
 
     def finished(self, group: int) -> Mapping[str, np.ndarray] | None:
         """The arrays of a finished group, each read when asked for; None if it is not finished."""
@@ -70,37 +69,19 @@ class SweepFolder:
         Raises:
             OutputError: The disk is full, or the folder cannot be written to.
         """
-        file = self._file(group, part=samples is not None)
-        temporary = self._beside(file)
         more: dict[str, Any] = {} if samples is None else {_SAMPLES: np.array(samples)}
-
-        def save() -> None:
-            with (
-                open(temporary, "wb") as out,
-                zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
-            ):
-                for name, array in {**arrays, **more}.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-
-        self._guarded(save, temporary, file)
+        with (
+            replacing(self._file(group, part=samples is not None)) as (file,),
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+        ):
+            for name, array in {**arrays, **more}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
         if samples is None:
             self._file(group, part=True).unlink(missing_ok=True)
 
-    def _guarded(self, save: Any, temporary: Path, file: Path) -> None:
-        try:
-            save()
-            os.replace(temporary, file)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise OutputError.of(error, file) from error
-
     def _file(self, group: int, *, part: bool = False) -> Path:
         return self.path / f"group-{group}{'.part' if part else ''}.npz"
-
-    def _beside(self, file: Path) -> Path:
-        return file.with_name(f".{file.name}.{os.getpid()}.tmp")
 
 
 def make_room(folder: Path, limit: int) -> None:

@@ -173,10 +173,10 @@ class _Record:
 
     def _attempt(self, measured: Measured, kept: bool) -> Attempt:
         labels = Counter(option.label if option is not None else "as it was" for option in measured.assignment)
-        layers = zip(self.study.layers, measured.assignment, strict=True)
-        size = sum(o.bytes if o is not None else 4 * layer.rows * layer.columns for layer, o in layers)
         speedup = 1 / measured.ratio if measured.ratio else None
-        return Attempt(dict(labels), measured.error, size, measured.seconds, speedup, kept, measured.refused or "")
+        return Attempt(
+            dict(labels), measured.error, measured.bytes, measured.seconds, speedup, kept, measured.refused or ""
+        )
 
     def _fill_ledger(self, outcome: Outcome, chosen: Assignment) -> None:
         for row in outcome.rows:

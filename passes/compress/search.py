@@ -67,6 +67,7 @@ class Measured:
 
     Attributes:
         assignment: What was measured.
+        bytes: Bytes of the weights of all layers.
         error: Relative L2 error of the outputs.
         refused: Why it is outside of the budget; None if it is inside.
         leftovers: What came to nothing when it was written.
@@ -75,6 +76,7 @@ class Measured:
     """
 
     assignment: Assignment
+    bytes: int
     error: float
     refused: str | None
     leftovers: tuple[Leftover, ...] = ()
@@ -320,8 +322,10 @@ class Search:
         if assignment not in self._judged:
             model, leftovers = self.build(assignment)
             judgement = self.study.measure.judge(model)
+            pairs = zip(self.study.layers, assignment, strict=True)
+            size = sum(option.bytes if option else 4 * layer.rows * layer.columns for layer, option in pairs)
             seconds = self._layer_seconds(assignment)
-            self._judged[assignment] = Measured(assignment, judgement.error, judgement.reason, leftovers, seconds)
+            self._judged[assignment] = Measured(assignment, size, judgement.error, judgement.reason, leftovers, seconds)
         return self._judged[assignment]
 
     def _layer_seconds(self, assignment: Assignment) -> float | None:
@@ -369,11 +373,7 @@ class Search:
         measured = [self._judged[assignment] for assignment in finalists]
         fastest = min(one.ratio or 1.0 for one in measured)
         # Among those that the clock cannot tell apart, the smallest file.
-        return min((one for one in measured if (one.ratio or 1.0) < fastest + _TIE), key=lambda one: self._bytes(one))
-
-    def _bytes(self, measured: Measured) -> int:
-        pairs = zip(self.study.layers, measured.assignment, strict=True)
-        return sum(option.bytes if option else 4 * layer.rows * layer.columns for layer, option in pairs)
+        return min((one for one in measured if (one.ratio or 1.0) < fastest + _TIE), key=lambda one: one.bytes)
 
     def _saved(self, assignment: Assignment) -> float:
         rows = {(row.layer, row.option): row.saved for row in self._rows}

@@ -16,7 +16,6 @@ import pytest
 from optc.backends import ort_kernels
 from optc.backends.ort import Session
 from optc.ir.errors import UsageError
-from optc.ir.model import load
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import builtin_targets
 from optc.ir.verify import Interface, verify_structure
@@ -27,6 +26,7 @@ from optc.passes.compress.layers import weighted_layers
 from optc.passes.compress.quantize import Quantize
 from optc.progress import Silent
 from optc.statistics import Collector
+from tests.passes.compress.texts import parse
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {
@@ -39,19 +39,6 @@ BODY = """g (float[N, 128] x) => (float[N, 96] y) {
     a = MatMul(x, w1) r = Relu(a) b = Gemm<transB = 1>(r, w2, b2) y = MatMul(b, w3)
 }"""
 X = RANDOM.standard_normal((32, 128)).astype(np.float32)
-
-
-def parse(body: str, weights: Mapping[str, np.ndarray]) -> onnx_ir.Model:
-    model = onnx_ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> {body}')
-    for name, array in weights.items():
-        used = [
-            (node, i) for node in model.graph for i, v in enumerate(node.inputs) if v is not None and v.name == name
-        ]
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-        model.graph.register_initializer(value)
-        for node, index in used:
-            node.replace_input_with(index, value)
-    return load(model)
 
 
 class Pretended(Measure):

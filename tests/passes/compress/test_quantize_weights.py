@@ -17,6 +17,7 @@ from optc.ir.model import load
 from optc.ir.saving import save
 from optc.passes.compress.layers import weighted_layers
 from optc.passes.compress.weights.quantize_weights import QuantizeWeights
+from tests.passes.compress.texts import parse
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {
@@ -48,15 +49,7 @@ IDS = RANDOM.integers(0, 100, (3, 7))
 
 
 def model_of(body: str, weights: dict[str, np.ndarray]) -> onnx_ir.Model:
-    model = onnx_ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> {body}')
-    for name, array in weights.items():
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array.astype(np.float32), name=name))
-        model.graph.register_initializer(value)
-        for node in model.graph:
-            for index, given in enumerate(node.inputs):
-                if given is not None and given.name == name:
-                    node.replace_input_with(index, value)
-    return load(model)
+    return parse(body, {name: array.astype(np.float32) for name, array in weights.items()})
 
 
 def quantized(model: onnx_ir.Model, text: str, tmp_path: Path, **options: object) -> onnx_ir.Model:

@@ -9,7 +9,8 @@ from optc.ir.rewriter import Rewriter
 from optc.passes.compress.layers import weighted_layers
 from optc.passes.compress.quantize import Quantize
 from optc.passes.compress.recipe import Recipe, layers_digest, read_recipe
-from tests.passes.compress.test_quantize import BODY, FASTER, WEIGHTS, Pretended, ops, parse, quantize
+from tests.passes.compress.test_quantize import BODY, FASTER, WEIGHTS, Pretended, ops, quantize
+from tests.passes.compress.texts import parse
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir
 
-from optc.ir.model import load
 from optc.ir.rewriter import Rewriter
 from optc.passes.compress.layers import weighted_layers
 from optc.passes.compress.roles import ROLES, roles_of
+from tests.passes.compress.texts import parse
 
 RANDOM = np.random.default_rng(0)
 
 
 def roles(body: str, **shapes: tuple[int, ...]) -> dict[str, set[str]]:
     """Roles by the name of the layer's output."""
-    model = onnx_ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> {body}')
-    for name, shape in shapes.items():
-        array = RANDOM.standard_normal(shape).astype(np.float32)
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-        model.graph.register_initializer(value)
-        for node in model.graph:
-            for index, read in enumerate(node.inputs):
-                if read is not None and read.name == name:
-                    node.replace_input_with(index, value)
-    model = load(model)
+    model = parse(body, {name: RANDOM.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
     facts = Rewriter(model).facts
     layers = list(weighted_layers(model.graph, facts))
     found = roles_of(layers, facts)

@@ -21,6 +21,7 @@ from optc.passes.compress.weights.technique import WeightOnly
 from optc.passes.compress.weights.writing import product
 from optc.progress import Silent
 from optc.statistics import Collector
+from tests.passes.compress.texts import parse
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {
@@ -40,14 +41,7 @@ X = np.repeat(RANDOM.standard_normal((2, 16, 9, 9)), 4, axis=1).astype(np.float3
 
 
 def model() -> onnx_ir.Model:
-    parsed = onnx_ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> {BODY}')
-    for name, array in WEIGHTS.items():
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array.astype(np.float32), name=name))
-        parsed.graph.register_initializer(value)
-        for node in parsed.graph:
-            for index, given in enumerate(node.inputs):
-                if given is not None and given.name == name:
-                    node.replace_input_with(index, value)
+    parsed = parse(BODY, {name: array.astype(np.float32) for name, array in WEIGHTS.items()})
     for number, node in enumerate(parsed.graph):
         node.name = node.name or f"node{number}"
     return load(parsed)

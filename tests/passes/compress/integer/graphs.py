@@ -10,7 +10,6 @@ import onnx_ir
 
 from optc.backends import ort_kernels
 from optc.backends.ort import Session, optimized
-from optc.ir.model import load
 from optc.ir.rewriter import Rewriter
 from optc.ir.targets import builtin_targets
 from optc.passes.compress.integer.absorb import absorb
@@ -23,20 +22,6 @@ CPU = builtin_targets()["cpu"]
 
 def draw(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-
-
-def parse(body: str, weights: Mapping[str, np.ndarray], opset: int = 17) -> onnx_ir.Model:
-    """A model of a text whose weights come from arrays."""
-    model = onnx_ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]> {body}')
-    for name, array in weights.items():
-        uses = [
-            (node, i) for node in model.graph for i, v in enumerate(node.inputs) if v is not None and v.name == name
-        ]
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-        model.graph.register_initializer(value)
-        for node, index in uses:
-            node.replace_input_with(index, value)
-    return load(model)
 
 
 def run(model: onnx_ir.Model, feeds: Mapping[str, np.ndarray], optimization: str = "off") -> list[np.ndarray]:

@@ -9,8 +9,9 @@ import pytest
 from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
 from optc.passes.compress.equalize import chains, equalize
+from tests.passes.compress.texts import parse
 
-from .graphs import draw, error, ops, parse, run
+from .graphs import draw, error, ops, run
 
 IMAGE = {"x": draw(2, 6, 9, 9)}
 ROWS = {"x": draw(2, 5, 6)}

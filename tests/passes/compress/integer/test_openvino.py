@@ -11,8 +11,9 @@ import pytest
 from optc.backends.openvino import OpenVinoBackend
 from optc.backends.openvino_library import installed_version
 from optc.passes.compress.integer.placement import OPENVINO
+from tests.passes.compress.texts import parse
 
-from .graphs import error, parse, quantized, run
+from .graphs import error, quantized, run
 from .test_ort_cpu import CONV, IMAGE, IMAGES, PRODUCTS, ROWS, B, M, N, U, V, W
 
 pytestmark = pytest.mark.skipif(

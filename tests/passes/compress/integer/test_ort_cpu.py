@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from optc.passes.compress.integer.absorb import unabsorbed
+from tests.passes.compress.texts import parse
 
-from .graphs import absorbed, draw, error, kernels, optimized, parse, quantized, run
+from .graphs import absorbed, draw, error, kernels, optimized, quantized, run
 
 IMAGE = {"x": draw(1, 8, 12, 12)}
 ROWS = {"x": draw(2, 5, 32)}

@@ -22,8 +22,9 @@ from optc.passes.compress.integer.placement import (
     Placement,
     placement_for,
 )
+from tests.passes.compress.texts import parse
 
-from .graphs import absorbed, draw, error, optimized, parse, quantized, run
+from .graphs import absorbed, draw, error, optimized, quantized, run
 
 W, V = draw(16, 8, 3, 3) / 8, draw(16, 16, 1, 1) / 4
 B = draw(16, seed=1) / 4

@@ -8,8 +8,9 @@ import pytest
 from optc.ir.rewriter import Rewriter
 from optc.passes.compress.layers import Layer, weighted_layers
 from optc.passes.compress.smooth import ALPHAS, best_factors, divide, factors, fold_scale, why_not_folded
+from tests.passes.compress.texts import parse
 
-from .graphs import draw, error, ops, parse, run
+from .graphs import draw, error, ops, run
 
 K = 64
 X = {"x": draw(5, K)}

@@ -23,8 +23,9 @@ from optc.passes.compress.static_int8 import PLAIN, SMOOTH, StaticInt8
 from optc.passes.compress.techniques import Choice, Leftover, Option, Study, Technique
 from optc.progress import Silent
 from optc.statistics import Collector
+from tests.passes.compress.texts import parse
 
-from .graphs import draw, error, kernels, ops, parse, quantized, run
+from .graphs import draw, error, kernels, ops, quantized, run
 
 RANDOM = np.random.default_rng(5)
 IMAGES = RANDOM.standard_normal((6, 8, 10, 10)).astype(np.float32)
