@@ -72,6 +72,7 @@ class Quantize(Pass):
         layers = list(weighted_layers(ctx.model.graph, ctx.facts))
         kernels, statistics = ctx.services.get("kernels"), ctx.services["statistics"]
         study = Study(ctx.model, ctx.facts, layers, ctx.target, measure, kernels, statistics)
+        ctx.recipe = Recipe(layers_digest(layers), {}).text()  # that nothing is worth it is a finding, too
         techniques = self._usable(ctx, study)
         if not layers:
             none = "the model has no MatMul, Gemm or Conv with constant fp32 weights that is large enough"
@@ -136,7 +137,7 @@ class _Record:
     study: Study
 
     def __post_init__(self) -> None:
-        self.digest = layers_digest(self.study.layers)
+        self.digest = layers_digest(self.study.layers)  # of the layers as they were
 
     def of(self, search: Search, outcome: Outcome) -> None:
         """Write the best assignment into the model; fill decisions, attempts and ledger."""

@@ -151,6 +151,8 @@ class Search:
         Raises:
             UsageError: No technique proposes such an option for a layer.
         """
+        if not labels:
+            return self._outcome(None, "the recipe leaves every layer as it is")
         self._learn([layer for layer in self.study.layers if layer.name in labels])
         assignment: list[Option | None] = []
         for index, layer in enumerate(self.study.layers):

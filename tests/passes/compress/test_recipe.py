@@ -34,6 +34,18 @@ def test_it_is_done_again_without_a_search(tmp_path):
     assert names == [list(v.const_value.numpy().ravel()[:4]) for v in first.graph.initializers.values()]
 
 
+def test_that_nothing_is_worth_it_is_pinned_too(tmp_path):
+    original = parse(BODY, WEIGHTS)
+    ctx = quantize(original.clone(), Pretended(original, {}))  # nothing is faster
+    path = tmp_path / "r.toml"
+    path.write_text(ctx.recipe)
+    assert not read_recipe(path).options
+    model, measure = original.clone(), Pretended(original, FASTER)  # all is faster now: it is not asked
+    ctx = quantize(model, measure, item=Quantize(recipe=str(path)))
+    assert ops(model) == ops(original) and measure.judged == 0
+    assert ctx.decisions[-1].reason == "the recipe leaves every layer as it is"
+
+
 def test_outside_of_the_budget_it_is_refused(tmp_path):
     original = parse(BODY, WEIGHTS)
     path = tmp_path / "r.toml"
