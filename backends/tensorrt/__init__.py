@@ -1,0 +1,1 @@
+"""The tensorrt backend: ONNX files that TensorRT takes and fuses well, bundles to build elsewhere, and engines."""
