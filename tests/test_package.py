@@ -31,7 +31,9 @@ ENTRY = "optc.__main__"
 #: Modules that import by name what is named in a table, a plugin or an option; nothing else imports late.
 LATE = {
     "optc",
+    "optc.backends.cuda",
     "optc.backends.openvino_library",
+    "optc.backends.tensorrt.library",
     "optc.backends.triton.backend",
     "optc.backends.triton.runtime",
     "optc.callables",

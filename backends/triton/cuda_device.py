@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver
 
+from optc.backends import cuda
 from optc.backends.triton.artifact import NUMPY, Artifact
-from optc.backends.triton.memory import ALIGNMENT, needed, place
+from optc.backends.triton.memory import needed, place
 from optc.backends.triton.plan import number
 from optc.ir.dims import evaluate, parse
 from optc.ir.errors import BackendError
@@ -44,10 +45,7 @@ class CudaDevice:
 
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
-        _call(driver.cuInit, 0, doing="start CUDA")
-        self._device = _call(driver.cuDeviceGet, 0, doing="find a GPU")
-        self._context = _call(driver.cuDevicePrimaryCtxRetain, self._device, doing="open the GPU")
-        _call(driver.cuCtxSetCurrent, self._context, doing="open the GPU")
+        self._device = cuda.open_device()
         self._arch = self._choose()
         self._functions = {name: self._load(name) for name in artifact.plan.kernels}
         self._weights = {key: self._upload(array) for key, array in artifact.weights().items()}
@@ -62,7 +60,7 @@ class CudaDevice:
             bindings: Values of the symbolic dims.
         """
         plan = self._artifact.plan
-        _call(driver.cuCtxSetCurrent, self._context, doing="open the GPU")
+        self._device.use()
         key = tuple(sorted(bindings.items()))
         if key not in self._bound:
             self._bound[key] = self._bind(bindings)
@@ -70,16 +68,20 @@ class CudaDevice:
         for tensor in plan.inputs:
             array = np.ascontiguousarray(feeds[tensor.name])
             if array.nbytes:
-                _call(driver.cuMemcpyHtoD, bound.ends[tensor.buffer], array.ctypes.data, array.nbytes, doing="copy in")
+                cuda.call(
+                    driver.cuMemcpyHtoD, bound.ends[tensor.buffer], array.ctypes.data, array.nbytes, doing="copy in"
+                )
         for function, grid, threads, shared, arguments in bound.launches:
             if all(grid):
-                _call(driver.cuLaunchKernel, function, *grid, threads, 1, 1, shared, 0, arguments, 0, doing="launch")
+                cuda.call(
+                    driver.cuLaunchKernel, function, *grid, threads, 1, 1, shared, 0, arguments, 0, doing="launch"
+                )
         results = {}
         for tensor in plan.outputs:
             shape = [number(dim, bindings) for dim in tensor.shape]
             array = np.empty(shape, NUMPY[plan.buffers[tensor.buffer].type])
             if array.nbytes:
-                _call(driver.cuMemcpyDtoH, array.ctypes.data, bound.ends[tensor.buffer], array.nbytes, doing="run")
+                cuda.call(driver.cuMemcpyDtoH, array.ctypes.data, bound.ends[tensor.buffer], array.nbytes, doing="run")
             results[tensor.name] = array
         return results
 
@@ -87,14 +89,7 @@ class CudaDevice:
 
     def _choose(self) -> str:
         """The architecture whose kernels this GPU runs."""
-        attributes = driver.CUdevice_attribute
-        major, minor = (
-            _call(driver.cuDeviceGetAttribute, attribute, self._device, doing="ask the GPU what it is")
-            for attribute in (
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
-        )
+        major, minor = self._device.capability
         there: Mapping[str, Any] = self._artifact.manifest["targets"]
         # Code for 8.0 runs on 8.6 and 8.9; that for 9.0 and later uses what only that generation has.
         fitting = [arch for arch in there if _runs_on(int(arch.removeprefix("sm_")), major * 10 + minor)]
@@ -105,7 +100,7 @@ class CudaDevice:
                 hint="compile the model again with a --target of this generation",
             )
         arch = max(fitting, key=lambda name: int(name.removeprefix("sm_")))
-        knows = _call(driver.cuDriverGetVersion, doing="ask for the driver's version")
+        knows = cuda.call(driver.cuDriverGetVersion, doing="ask for the driver's version")
         needs = int(there[arch]["cuda"].split(".")[0])
         if knows // 1000 < needs:
             raise BackendError(
@@ -116,18 +111,18 @@ class CudaDevice:
 
     def _load(self, name: str) -> Any:
         variant = self._artifact.plan.kernels[name].variants[self._arch]
-        module = _call(driver.cuModuleLoadData, self._artifact.read(variant.cubin), doing=f"load kernel {name}")
-        function = _call(driver.cuModuleGetFunction, module, variant.symbol.encode(), doing=f"find kernel {name}")
+        module = cuda.call(driver.cuModuleLoadData, self._artifact.read(variant.cubin), doing=f"load kernel {name}")
+        function = cuda.call(driver.cuModuleGetFunction, module, variant.symbol.encode(), doing=f"find kernel {name}")
         if variant.shared > _SHARED_BY_DEFAULT:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _call(driver.cuFuncSetAttribute, function, attribute, variant.shared, doing=f"prepare kernel {name}")
+            cuda.call(driver.cuFuncSetAttribute, function, attribute, variant.shared, doing=f"prepare kernel {name}")
         return function
 
     def _upload(self, array: np.ndarray) -> int:
-        address = _allocate(array.nbytes, "a weight")
+        address = cuda.allocate(array.nbytes, "a weight")
         data = np.ascontiguousarray(array)
         if data.nbytes:
-            _call(driver.cuMemcpyHtoD, address, data.ctypes.data, data.nbytes, doing="copy the weights")
+            cuda.call(driver.cuMemcpyHtoD, address, data.ctypes.data, data.nbytes, doing="copy the weights")
         return address
 
     def _bind(self, bindings: Mapping[str, int]) -> _Bound:
@@ -159,7 +154,7 @@ class CudaDevice:
         """The address of every buffer: memory for these sizes, or for all that the plan is made for."""
         plan = self._artifact.plan
         layout = place(plan, bindings)
-        arena = _allocate(layout.size, "the arena")
+        arena = cuda.allocate(layout.size, "the arena")
         addresses = {}
         for buffer, spec in enumerate(plan.buffers):
             if spec.role == "weight":
@@ -167,23 +162,9 @@ class CudaDevice:
             elif spec.role == "temporary":
                 addresses[buffer] = arena + layout.offsets[buffer]
             else:
-                addresses[buffer] = _allocate(needed(plan, spec, bindings), f"an {spec.role}")
+                addresses[buffer] = cuda.allocate(needed(plan, spec, bindings), f"an {spec.role}")
         return addresses
 
 
 def _runs_on(compiled: int, device: int) -> bool:
     return compiled == device if compiled >= 90 else compiled // 10 == device // 10 and compiled <= device
-
-
-def _allocate(size: int, what: str) -> int:
-    return int(_call(driver.cuMemAlloc, max(size, ALIGNMENT), doing=f"get {size} bytes of GPU memory for {what}"))
-
-
-def _call(function: Any, *arguments: Any, doing: str) -> Any:
-    """Call the driver; an error in words instead of a status."""
-    status, *results = function(*arguments)
-    if int(status) != 0:
-        _, name = driver.cuGetErrorName(status)
-        name = name.decode() if isinstance(name, bytes) else str(name)
-        raise BackendError(f"cannot {doing}: {name}", hint="nvidia-smi shows whether the GPU and its driver are there")
-    return results[0] if len(results) == 1 else tuple(results)

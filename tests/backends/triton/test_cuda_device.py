@@ -54,6 +54,8 @@ class Driver:
     def answer(self, name, arguments):
         if name == "cuDeviceGetAttribute":
             return (dict(zip(("major", "minor"), self.capability, strict=True))[arguments[0]],)
+        if name == "cuDeviceGetName":
+            return (b"a GPU\0\0",)
         if name == "cuDriverGetVersion":
             return (self.version,)
         if name == "cuMemAlloc":
@@ -84,6 +86,7 @@ def opened(artifact, monkeypatch):
         bindings.driver = driver
         monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
         monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
         monkeypatch.delitem(sys.modules, "optc.backends.triton.cuda_device", raising=False)
         return optc.load(artifact, device="cuda")
 
