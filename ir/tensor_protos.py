@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 
 #: Where the data may stand besides ``raw_data``.
 _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+#: The most dims that a NumPy array can have.
+_MAX_RANK = 64
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -42,6 +44,8 @@ def problem(tensor: onnx.TensorProto) -> str | None:
         return "has no element type"
     if any(dim < 0 for dim in tensor.dims):
         return f"has dims {list(tensor.dims)}"
+    if len(tensor.dims) > _MAX_RANK:
+        return f"has {len(tensor.dims)} dims, more than the {_MAX_RANK} that can be worked with"
     if tensor.data_location == TensorProto.EXTERNAL:
         if kind == TensorProto.STRING:
             return "is of texts, which cannot lie in another file"

@@ -17,6 +17,7 @@ from optc.ir.tensor_protos import problem
 WRONG: dict[str, Callable[[TensorProto], None]] = {
     "has no element type": lambda t: setattr(t, "data_type", 0),
     "has dims": lambda t: t.dims.__setitem__(0, -2),
+    "has 65 dims": lambda t: t.dims.extend([1] * 63),
     "holds 24 bytes; its type and dims need 32": lambda t: t.dims.__setitem__(1, 4),
     "holds int32_data, not float_data": lambda t: t.int32_data.append(1),
     "holds 1 numbers; its type and dims need 6": lambda t: (t.ClearField("raw_data"), t.float_data.append(1.0)),
