@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal
@@ -49,18 +50,32 @@ class Verifier:
         self._open = partial(measure.host.runner, few_runs=True)
         self._suspects: list[Run] = []
         self._in_production = False
+        self._begun: Future[Reference] | None = None
+
+    def begin(self) -> None:
+        """Run the original in the background, unless it is so large that memory might not hold it beside the passes."""
+        if not self._large:
+            background = ThreadPoolExecutor(1, "original")
+            # Of a clone: to be opened, a model is changed for a moment.
+            self._begun = background.submit(self._run, self._original.clone())
+            background.shutdown(wait=False)
+
+    def _run(self, original: onnx_ir.Model) -> Reference:
+        options = self._options
+        return Reference(original, edges=options.verify == "each", seed=options.seed, fixed=options.shapes)
 
     @cached_property
     def _reference(self) -> Reference:
-        options = self._options
-        edges = options.verify == "each"
-        return Reference(self._original, edges=edges, seed=options.seed, fixed=options.shapes)
+        return self._begun.result() if self._begun is not None else self._run(self._original)
+
+    @cached_property
+    def _large(self) -> bool:
+        return ModelSummary.of(self._original).weight_bytes > _LARGE_WEIGHTS
 
     @cached_property
     def _between(self) -> list[Run]:
         """The runs after each pass."""
-        large = ModelSummary.of(self._original).weight_bytes > _LARGE_WEIGHTS
-        return [run for run in self._reference.runs if not run.edge][: 1 if large else _SIZES_BETWEEN]
+        return [run for run in self._reference.runs if not run.edge][: 1 if self._large else _SIZES_BETWEEN]
 
     @property
     def rule(self) -> str:
