@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import ClassVar
 import onnx
 from onnx import numpy_helper
 
+from optc.backends.ort import Session
 from optc.environment import Environment
 from optc.ir.errors import OptcError
 from optc.ir.model import load
@@ -91,9 +93,11 @@ class Attack:
         return (",".join(rng.choice(self._names) for _ in range(count)),)
 
     def original(self, seed: int) -> None:
-        """Run the model as it is."""
+        """Run the model as it is, and open it as in production, where the runtime's optimizer sees it."""
         model = self.model(seed)
         Subject(model, draw_feeds(model, random.Random(seed), {}))
+        with contextlib.suppress(OptcError):
+            Session(model, threads=1)
 
     def __call__(self, seed: int) -> Outcome:
         model = self.model(seed)

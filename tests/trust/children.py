@@ -99,6 +99,12 @@ def attempts(
             waiting += [part for part in (child.span[done + 1 :], child.span[:done]) if part]
 
 
+def attempted(task: Callable[[], T], seconds: float = 60.0) -> T | Death:
+    """What became of a single attempt in a child of its own."""
+    ((_, fate),) = attempts(lambda _: task(), range(1), seconds=seconds)
+    return fate
+
+
 def _started(task: Callable[[int], T], span: range, seconds: float, longest: float, memory: int | None) -> _Child:
     at = mmap.mmap(-1, 8)
     reading, writing = os.pipe()

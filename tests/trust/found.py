@@ -21,6 +21,7 @@ from optc.reduce import reduce
 from ..golden.case import Case, read_case, write_case
 from ..passes.properties.judge import Subject, draw_feeds
 from .attack import Outcome, attempt
+from .children import Death, attempted
 
 _STYLE = Style(digests=False, elements=1 << 20)
 #: Sets of inputs that a candidate is tried on: other inputs of the model draw other numbers for all.
@@ -41,11 +42,12 @@ def write_found(model: onnx.ModelProto, outcome: Outcome, folder: Path, environm
     stages = tuple(text for text in outcome.pipelines if text)
 
     def reason(candidate: onnx.ModelProto) -> str | None:
-        return attempt(candidate, outcome.seed, stages, environment, _SETS)[0]
+        fate = attempted(lambda: attempt(candidate, outcome.seed, stages, environment, _SETS)[0])
+        return str(fate) if isinstance(fate, Death) else fate
 
     folder.mkdir(parents=True, exist_ok=True)
     small = load(model)
-    with contextlib.suppress(OptcError):  # a crash does not fail the check, it ends the process
+    with contextlib.suppress(OptcError):  # it is not wrong with these inputs
         small = reduce(model, check=lambda path: reason(onnx.load(path))).model
     name = _culprit(to_proto(small), outcome, stages, environment)
     path = _free(folder, name)
@@ -57,7 +59,7 @@ def write_found(model: onnx.ModelProto, outcome: Outcome, folder: Path, environm
     )
     write_case(case, {})
     try:
-        if failure(read_case(case.path), environment) is not None:
+        if attempted(lambda: failure(read_case(case.path), environment)) is not None:
             return case.path
     except Exception:  # not all that a model holds can be written as text
         pass
@@ -70,7 +72,8 @@ def _culprit(model: onnx.ModelProto, outcome: Outcome, stages: tuple[str, ...], 
     """The rule to blame, or else the pass, as far as that can be told."""
 
     def right(path: str) -> str | None:
-        return _wrong(model, onnx_ir.load(path), outcome.seed)
+        fate = attempted(lambda: _wrong(model, onnx_ir.load(path), outcome.seed))
+        return str(fate) if isinstance(fate, Death) else fate
 
     try:
         found = bisect(model, check=right, passes=",".join(stages), environment=environment)
