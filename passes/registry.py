@@ -24,6 +24,7 @@ BUILTIN: dict[str, str] = {
     "split-convolutions": "optc.passes.compress.convolutions:SplitConvolutions",
     "split-projections": "optc.passes.compress.projections:SplitProjections",
     "inference-precision": "optc.passes.compress.precision:InferencePrecision",
+    "mixed-precision": "optc.passes.precision.mixed:MixedPrecision",
     "quantize": "optc.passes.compress.quantize:Quantize",
 }
 
