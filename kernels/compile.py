@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,14 +24,12 @@ from triton.runtime.jit import JITFunction
 from optc.ir.errors import BackendError
 from optc.kernels.base import Specialization
 from optc.kernels.inspect import Resources, inspect
+from optc.kernels.ptx import entry
 
 #: Part of every key: raise it when what is stored changes.
-_FORMAT = 1
+_FORMAT = 2
 #: From this architecture on the assembler of the newest toolkit is needed.
 _NEWEST_TOOLKIT_FROM = 100
-_ENTRY = re.compile(r"\.entry\s+(\w+)\s*\(([^)]*)\)", re.DOTALL)
-_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)")
-_PTX_TYPES = {"u64": 8, "b64": 8, "s64": 8, "f64": 8, "u32": 4, "b32": 4, "s32": 4, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Compiled:
 
     Attributes:
         cubin: The code.
+        ptx: The same before it was assembled.
         symbol: The name of the function in it.
         arch: The architecture, 80 for sm_80.
         num_warps: Warps of a block, as the compiler settled it.
@@ -52,6 +50,7 @@ class Compiled:
     """
 
     cubin: bytes
+    ptx: str
     symbol: str
     arch: int
     num_warps: int
@@ -142,7 +141,8 @@ def _compile(spec: Specialization, arch: int) -> Compiled:
                 hint="please report this, with the model",
             ) from error
     cubin, metadata = made.asm["cubin"], made.metadata
-    symbol, parameters = entry(made.asm["ptx"])
+    symbol, declared = entry(made.asm["ptx"])
+    parameters = tuple(parameter.bytes for parameter in declared)
     wanted = tuple(8 if kind.startswith("*") or kind == "i64" else 4 for kind in spec.parameters())
     if parameters != wanted:
         raise BackendError(
@@ -153,6 +153,7 @@ def _compile(spec: Specialization, arch: int) -> Compiled:
         raise BackendError(f"kernel {spec.kernel.name!r} was instrumented", hint="unset Triton's profiling variables")
     return Compiled(
         cubin=cubin,
+        ptx=made.asm["ptx"],
         symbol=symbol,
         arch=arch,
         num_warps=metadata.num_warps,
@@ -171,37 +172,34 @@ def _innermost(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def entry(ptx: str) -> tuple[str, tuple[int, ...]]:
-    """The name of the function that PTX text defines, and the bytes of each of its parameters."""
-    found = _ENTRY.search(ptx)
-    if found is None:
-        raise BackendError("the compiler's output has no entry", hint="reinstall triton")
-    return found[1], tuple(_PTX_TYPES[kind] for kind in _PARAMETER.findall(found[2]))
-
-
 def _read(folder: Path, arch: int) -> Compiled | None:
     """What is stored under a key; None where there is nothing, or not all of it."""
     try:
         data: Mapping[str, Any] = json.loads((folder / "kernel.json").read_text("utf-8"))
-        cubin = (folder / "kernel.cubin").read_bytes()
+        cubin, ptx = (folder / "kernel.cubin").read_bytes(), (folder / "kernel.ptx").read_text("utf-8")
     except (OSError, ValueError):
         return None
-    if hashlib.sha256(cubin).hexdigest() != data.get("digest"):
+    if _digest(cubin, ptx) != data.get("digest"):
         return None
     fields = {name: value for name, value in data.items() if name not in ("digest", "resources", "parameters")}
     return Compiled(
-        cubin=cubin, resources=Resources(**data["resources"]), parameters=tuple(data["parameters"]), **fields
+        cubin=cubin, ptx=ptx, resources=Resources(**data["resources"]), parameters=tuple(data["parameters"]), **fields
     )
 
 
 def _write(folder: Path, compiled: Compiled) -> None:
-    """Store a result: each file beside its place, then renamed; the digest tells whether the two belong together."""
-    data = {**asdict(compiled), "digest": hashlib.sha256(compiled.cubin).hexdigest()}
-    del data["cubin"]
+    """Store a result: each file beside its place, then renamed; the digest tells whether they belong together."""
+    data = {**asdict(compiled), "digest": _digest(compiled.cubin, compiled.ptx)}
+    del data["cubin"], data["ptx"]
     with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to fail
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as beside:
             (Path(beside) / "kernel.json").write_text(json.dumps(data, indent=1, sort_keys=True), "utf-8")
             (Path(beside) / "kernel.cubin").write_bytes(compiled.cubin)
-            os.replace(Path(beside) / "kernel.cubin", folder / "kernel.cubin")
-            os.replace(Path(beside) / "kernel.json", folder / "kernel.json")
+            (Path(beside) / "kernel.ptx").write_text(compiled.ptx, "utf-8")
+            for name in ("kernel.cubin", "kernel.ptx", "kernel.json"):
+                os.replace(Path(beside) / name, folder / name)
+
+
+def _digest(cubin: bytes, ptx: str) -> str:
+    return hashlib.sha256(cubin + ptx.encode()).hexdigest()

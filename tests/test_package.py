@@ -34,6 +34,7 @@ LATE = {
     "optc.backends.cuda",
     "optc.backends.openvino_library",
     "optc.backends.tensorrt.library",
+    "optc.backends.tensorrt.plugin_compiler",
     "optc.backends.triton.backend",
     "optc.backends.triton.runtime",
     "optc.callables",

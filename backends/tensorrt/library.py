@@ -61,6 +61,11 @@ def library() -> Any:
     return found
 
 
+def plugin_library() -> Any:
+    """The module ``tensorrt.plugin``, which :func:`library` has to be asked for before."""
+    return importlib.import_module("tensorrt.plugin")
+
+
 def version_of(trt: Any) -> tuple[int, int]:
     """The first two numbers of a version."""
     return parse_version(trt.__version__)
@@ -90,7 +95,7 @@ def part(trt: Any, name: str, needed_for: str) -> Any:
     if found is None:
         raise BackendError(
             f"TensorRT {trt.__version__} cannot do this: {needed_for} needs {name}",
-            hint=f"install TensorRT {_text(SINCE[name])} or later",
+            hint=f"install TensorRT {_text(SINCE.get(name, OLDEST))} or later",
         )
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir
 
 from optc.backends.base import Artifact, OpSignature, Probe, Runner
+from optc.backends.cache import cache_folder
 from optc.backends.triton import pointwise
 from optc.backends.triton.rules import RULES
 from optc.backends.triton.runtime import TritonRunner
@@ -80,7 +81,7 @@ class TritonBackend:
         """
         self.check(targets)
         build = importlib.import_module("optc.backends.triton.build")
-        plan, files, remarks = build.build(model, targets, out, shapes, build.cache_folder())
+        plan, files, remarks = build.build(model, targets, out, shapes, cache_folder("kernels"))
         notes = (
             f"{len(plan.launches)} launches of {len(plan.kernels)} kernels, compiled for "
             f"{', '.join(dict.fromkeys(target.arch or '' for target in targets))}; not run on a GPU yet",

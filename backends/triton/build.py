@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -267,7 +266,7 @@ def build(
             sizes = {size: number(value, bindings) for size, value in launch.sizes.items()}
             variants = {}
             for arch, target in arches.items():
-                choice = _choose(entry, made, hooks, sizes, target, cache)
+                choice = choose_tile(entry, made, hooks, sizes, target, cache)
                 cubin = f"kernels/{arch}/{name}.cubin"
                 writer.add(cubin, choice.compiled.cubin)
                 variants[arch] = _variant(choice, made.constants, cubin)
@@ -279,7 +278,7 @@ def build(
     return plan, files, lowered.notes
 
 
-def _choose(
+def choose_tile(
     entry: KernelEntry,
     made: Generated,
     hooks: ModuleType,
@@ -287,6 +286,16 @@ def _choose(
     target: Target,
     cache: Path | None,
 ) -> Choice:
+    """The tile of a kernel for a device, compiled.
+
+    Args:
+        entry: The kernel.
+        made: Its hooks.
+        hooks: The same, imported.
+        sizes: Typical values of its sizes.
+        target: The device.
+        cache: A folder with kernels that were compiled before.
+    """
     arch = int((target.arch or "").removeprefix("sm_"))
     item = max((ITEM_SIZE[kind[1:]] for kind in entry.types if kind.startswith("*")), default=4)
 
@@ -341,12 +350,3 @@ def _manifest(model: onnx_ir.Model, plan: Plan, lowered: Lowered, arches: Mappin
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between builds: ``OPTC_CACHE``, or the user's cache folder."""
-    given = os.environ.get("OPTC_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "optc" / "kernels"

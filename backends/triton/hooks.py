@@ -157,6 +157,8 @@ class Hook:
         else:
             text = node.op
             for place, argument in enumerate(node.args):
+                if argument.op == "number":  # a literal has no methods
+                    text = text.replace(f"{{{place}}}.to(", f"tl.cast({self._names[argument]}, ")
                 text = text.replace(f"{{{place}}}", self._names[argument])
         name = f"x{len(self._names)}"
         self.lines.append(f"{name} = {text}")

@@ -12,7 +12,7 @@ import triton.language as tl  # noqa: E402
 
 from optc.ir.errors import BackendError  # noqa: E402
 from optc.kernels.base import Kernel, Specialization  # noqa: E402
-from optc.kernels.compile import compile_kernel, entry, key  # noqa: E402
+from optc.kernels.compile import compile_kernel, key  # noqa: E402
 from optc.kernels.inspect import count_instructions  # noqa: E402
 from optc.kernels.pointwise import POINTWISE  # noqa: E402
 
@@ -42,7 +42,7 @@ def test_a_cache_answers_with_what_was_compiled(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
-@pytest.mark.parametrize("damage", ["cubin", "json", "gone"])
+@pytest.mark.parametrize("damage", ["cubin", "ptx", "json", "gone"])
 def test_a_damaged_entry_is_compiled_again(tmp_path, damage):
     first = compile_kernel(spec(), 80, tmp_path)
     folder = tmp_path / key(spec(), 80)
@@ -109,16 +109,6 @@ def test_compiling_needs_no_torch_and_no_driver(tmp_path):
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_parameters_that_ptx_declares():
-    text = (
-        ".visible .entry f(\n\t.param .u64 .ptr .global .align 1 f_0,\n\t.param .u32 f_1,\n\t.param .f32 f_2,\n"
-        "\t.param .u64 .ptr .global .align 1 f_3\n)\n.reqntid 128\n{"
-    )
-    assert entry(text) == ("f", (8, 4, 4, 8))
-    with pytest.raises(BackendError, match="no entry"):
-        entry(".version 8.8")
 
 
 def test_instructions_are_counted_by_kind():

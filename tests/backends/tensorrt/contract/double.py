@@ -229,6 +229,8 @@ class TensorRT:
             return isinstance(value, int | float)
         if kind == "Buffer":
             return _is_buffer(value)
+        if kind in ("tuple", "list"):
+            return isinstance(value, {"tuple": tuple, "list": list}[kind])
         if kind.startswith("Sequence["):
             return isinstance(value, list | tuple) and all(self._fits(item, kind[9:-1]) for item in value)
         if kind == "Dims" and isinstance(value, list | tuple):
