@@ -28,7 +28,7 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A layer with constant weights.
 
     Attributes:
@@ -42,7 +42,7 @@ class _Layer:
     channels: int
 
 
-def _layer_of(facts: Facts, reader: onnx_ir.Node, value: onnx_ir.Value | None) -> _Layer | str | None:
+def layer_of(facts: Facts, reader: onnx_ir.Node, value: onnx_ir.Value | None) -> Layer | str | None:
     """The layer that makes a value, why it cannot take a fold, or None if there is no such layer."""
     node = value.producer() if value is not None else None
     if value is None or node is None or node.domain or node.op_type not in _LAYERS:
@@ -61,19 +61,19 @@ def _layer_of(facts: Facts, reader: onnx_ir.Node, value: onnx_ir.Value | None) -
         return f"other nodes read the weights too, and a copy would cost {tensor.nbytes} bytes"
     dims = tensor.shape.numpy()
     if node.op_type == "Conv":
-        return _Layer(node, 1 - len(dims), dims[0])
+        return Layer(node, 1 - len(dims), dims[0])
     if node.op_type == "ConvTranspose":
-        return _Layer(node, 1 - len(dims), dims[1] * node_attribute(node, "group", 1))
+        return Layer(node, 1 - len(dims), dims[1] * node_attribute(node, "group", 1))
     if len(dims) != 2:
         return "the weights must be a matrix"
     if node.op_type == "Gemm":
         if bias is not None and node_attribute(node, "beta", 1.0) == 0:
             return "beta is 0"
-        return _Layer(node, -1, dims[0 if node_attribute(node, "transB", 0) else 1])
-    return _Layer(node, -1, dims[1])
+        return Layer(node, -1, dims[0 if node_attribute(node, "transB", 0) else 1])
+    return Layer(node, -1, dims[1])
 
 
-def _per_channel(facts: Facts, constant: onnx_ir.Value | None, layer: _Layer, rank: int | None) -> np.ndarray | None:
+def per_channel(facts: Facts, constant: onnx_ir.Value | None, layer: Layer, rank: int | None) -> np.ndarray | None:
     """A constant as one number per channel, in double precision, if it broadcasts that way."""
     tensor = facts.tensor(constant)
     if tensor is None or tensor.size not in (1, layer.channels):
@@ -87,7 +87,7 @@ def _per_channel(facts: Facts, constant: onnx_ir.Value | None, layer: _Layer, ra
     return np.broadcast_to(values, (layer.channels,))
 
 
-def _fold(rw: Rewriter, layer: _Layer, scale: np.ndarray | None, shift: np.ndarray | None) -> onnx_ir.Value | str:
+def folded(rw: Rewriter, layer: Layer, scale: np.ndarray | None, shift: np.ndarray | None) -> onnx_ir.Value | str:
     """The layer with its weights scaled and its bias scaled and shifted."""
     node, facts = layer.node, rw.facts
     x, weight, bias = node.inputs[0], node.inputs[1], operand(node, 2)
@@ -115,7 +115,7 @@ def _fold(rw: Rewriter, layer: _Layer, scale: np.ndarray | None, shift: np.ndarr
     return rw.op(op, *inputs, **attributes)
 
 
-def _along_weight(layer: _Layer, scale: np.ndarray, facts: Facts) -> np.ndarray:
+def _along_weight(layer: Layer, scale: np.ndarray, facts: Facts) -> np.ndarray:
     """The scale in a shape that broadcasts over the weights of the layer."""
     node = layer.node
     rank = facts.rank(node.inputs[1])
@@ -139,7 +139,7 @@ def _scaled(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return out
 
 
-def _finish(rw: Rewriter, node: onnx_ir.Node, layer: _Layer, result: onnx_ir.Value | str) -> str | bool:
+def _finish(rw: Rewriter, node: onnx_ir.Node, layer: Layer, result: onnx_ir.Value | str) -> str | bool:
     if isinstance(result, str):
         return result
     dropped = [value for value in (*layer.node.inputs[1:], *node.inputs) if value is not None]
@@ -172,8 +172,8 @@ def batchnorm_scale(facts: Facts, node: onnx_ir.Node, channels: int) -> tuple[np
 @node_rule("batchnorm-into-layer", "BatchNormalization", numerics=Numerics.ROUNDING)
 def batchnorm_into_layer(rw: Rewriter, node: onnx_ir.Node):
     """A BatchNormalization behind a convolution or a dense layer becomes part of its weights."""
-    layer = _layer_of(rw.facts, node, node.inputs[0])
-    if not isinstance(layer, _Layer):
+    layer = layer_of(rw.facts, node, node.inputs[0])
+    if not isinstance(layer, Layer):
         return layer
     if not is_inference(rw, node):
         return "it is in training mode"
@@ -184,7 +184,7 @@ def batchnorm_into_layer(rw: Rewriter, node: onnx_ir.Node):
         return found
     scale, shift = found
     with rw.at(node, "batchnorm-into-layer", [layer.node]):
-        return _finish(rw, node, layer, _fold(rw, layer, scale, shift))
+        return _finish(rw, node, layer, folded(rw, layer, scale, shift))
 
 
 @node_rule("scale-into-layer", "Mul", "Div", numerics=Numerics.ROUNDING)
@@ -215,15 +215,15 @@ _FACTORS: dict[str, Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray |
 def _arithmetic(rw: Rewriter, node: onnx_ir.Node, rule: str) -> str | bool | None:
     reason: str | None = None
     for value, constant in _operands(node):
-        layer = _layer_of(rw.facts, node, value)
+        layer = layer_of(rw.facts, node, value)
         if layer is None or not rw.facts.is_const(constant):
             continue
-        if isinstance(layer, _Layer) and layer.node.op_type == "MatMul" and rule == "shift-into-layer":
+        if isinstance(layer, Layer) and layer.node.op_type == "MatMul" and rule == "shift-into-layer":
             continue  # it has no bias; the rule that makes it a Gemm also takes weights that are not constant
         if isinstance(layer, str):
             reason = layer
             continue
-        vector = _per_channel(rw.facts, constant, layer, rw.facts.rank(value))
+        vector = per_channel(rw.facts, constant, layer, rw.facts.rank(value))
         if vector is None:
             reason = "the constant must be one number per channel"
             continue
@@ -231,7 +231,7 @@ def _arithmetic(rw: Rewriter, node: onnx_ir.Node, rule: str) -> str | bool | Non
             return "it divides by zero"
         scale, shift = _FACTORS[node.op_type](vector)
         with rw.at(node, rule, [layer.node]):
-            return _finish(rw, node, layer, _fold(rw, layer, scale, shift))
+            return _finish(rw, node, layer, folded(rw, layer, scale, shift))
     return reason
 
 
@@ -244,11 +244,11 @@ def _through_bias(rw: Rewriter, node: onnx_ir.Node) -> str | bool | None:
         if add is None or value is None or not only_use(value) or not facts.is_const(constant):
             continue
         for product, bias in _operands(add):
-            layer = _layer_of(facts, add, product)
-            if not isinstance(layer, _Layer) or layer.node.op_type != "MatMul":
+            layer = layer_of(facts, add, product)
+            if not isinstance(layer, Layer) or layer.node.op_type != "MatMul":
                 continue
             rank = facts.rank(product)
-            factors, added = (_per_channel(facts, one, layer, rank) for one in (constant, bias))
+            factors, added = (per_channel(facts, one, layer, rank) for one in (constant, bias))
             if factors is None or added is None or rank != facts.rank(value):
                 reason = "the bias and the factor must be constant, one number per channel"
             elif node.op_type == "Div" and not factors.all():
@@ -261,14 +261,14 @@ def _through_bias(rw: Rewriter, node: onnx_ir.Node) -> str | bool | None:
 
 
 def _scale_both(
-    rw: Rewriter, node: onnx_ir.Node, layer: _Layer, scale: np.ndarray, bias: onnx_ir.Value, added: np.ndarray
+    rw: Rewriter, node: onnx_ir.Node, layer: Layer, scale: np.ndarray, bias: onnx_ir.Value, added: np.ndarray
 ) -> str | bool:
     dtype = rw.facts.const(bias).dtype
     with np.errstate(over="ignore"):
         vector = (added * scale).astype(dtype)
     if not np.isfinite(vector).all():
         return f"the folded bias would overflow {dtype.name}"
-    scaled = _fold(rw, layer, scale, None)
+    scaled = folded(rw, layer, scale, None)
     if isinstance(scaled, str):
         return scaled
     return _finish(rw, node, layer, rw.op("Add", scaled, rw.constant(vector, bias.name or "bias")))

@@ -48,7 +48,7 @@ class _Link(NamedTuple):
 def _link(facts: Facts, value: onnx_ir.Value) -> _Link | None:
     """The step that makes a value, if it moves the entries of the first axis all alike."""
     node = value.producer()
-    if node is None or node.domain or len(node.outputs) != 1 or node.inputs[0] is None:
+    if node is None or node.domain or len(node.outputs) != 1 or not node.inputs or node.inputs[0] is None:
         return None
     source = node.inputs[0]
     if is_op(node, *_VIEWS):

@@ -87,18 +87,23 @@ class Original:
             return None
 
     def exact(self, feeds: Feeds) -> Outputs | None:
-        """The outputs in double precision, or None where the runtime lacks kernels for that."""
+        """The outputs in double precision, or None where neither the runtime nor the reference can tell them."""
+        wide_feeds = {n: _widened(array) for n, array in feeds.items()}
         try:
             if self._exact is None:
-                wide = onnx.ModelProto()
-                wide.CopyFrom(self.model)
-                for kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT):
-                    as_type(wide, TensorProto.DOUBLE, source=kind)
-                forget(wide)
-                self._exact = Session(wide, optimization="off", threads=1)
-            return self._exact.run({n: _widened(array) for n, array in feeds.items()})
+                self._exact = Session(self._wide, optimization="off", threads=1)
+            return self._exact.run(wide_feeds)
         except OptcError:
-            return None
+            return _by_reference(self._wide, wide_feeds)
+
+    @functools.cached_property
+    def _wide(self) -> onnx.ModelProto:
+        wide = onnx.ModelProto()
+        wide.CopyFrom(self.model)
+        for kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT):
+            as_type(wide, TensorProto.DOUBLE, source=kind)
+        forget(wide)
+        return wide
 
     @functools.cached_property
     def refused_when_optimized(self) -> bool:
@@ -107,13 +112,7 @@ class Original:
 
     def stepwise(self, feeds: Feeds) -> Outputs | None:
         """The outputs with every value rounded to its type, which the runtime does not where its kernels are wider."""
-        try:
-            names = [value.name for value in self.model.graph.output]
-            found = ReferenceEvaluator(self.model).run(names, dict(feeds))
-        except Exception:  # not every operator has a reference
-            return None
-        same = all(isinstance(array, np.ndarray) for array in found)
-        return dict(zip(names, found, strict=True)) if same else None
+        return _by_reference(self.model, feeds)
 
     def misjudged(self, feeds: Feeds, want: Outputs, tolerance: float) -> bool:
         """Whether the runtime's own optimizer changes what the original computes, or cannot cope with it."""
@@ -148,6 +147,16 @@ class Original:
     @property
     def ops(self) -> set[str]:
         return {node.op_type for node in all_nodes(self.model.graph)}
+
+
+def _by_reference(model: onnx.ModelProto, feeds: Feeds) -> Outputs | None:
+    try:
+        names = [value.name for value in model.graph.output]
+        found = ReferenceEvaluator(model).run(names, dict(feeds))
+    except Exception:  # not every operator has a reference
+        return None
+    same = all(isinstance(array, np.ndarray) for array in found)
+    return dict(zip(names, found, strict=True)) if same else None
 
 
 def _refuses(session: Session, feed: Feeds) -> str | None:
