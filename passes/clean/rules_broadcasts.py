@@ -14,7 +14,7 @@ import onnx_ir
 
 from optc.ir.dims import BroadcastError, Dim, broadcast
 from optc.ir.facts import Facts
-from optc.ir.ops import axes_of, axis_of, gather, is_op, operand
+from optc.ir.ops import axis_of, gather, is_op, operand
 from optc.ir.rewriter import Rewriter, copy_attributes, users
 from optc.passes.clean.contents import uniform
 from optc.passes.rule import node_rule
@@ -62,11 +62,14 @@ def absorbed_expand(rw: Rewriter, node: onnx_ir.Node):
 
 @node_rule("absorbed-unsqueeze", "Unsqueeze")
 def absorbed_unsqueeze(rw: Rewriter, node: onnx_ir.Node):
-    """Leading axes of 1 for readers that broadcast anyway."""
-    axes, x = axes_of(node, rw.facts), node.inputs[0]
-    if not axes or axes != tuple(range(len(axes))):
+    """Leading axes of 1 for readers that broadcast anyway; it may have put them behind others of 1."""
+    before, after = rw.facts.shape(node.inputs[0]), rw.facts.shape(node.outputs[0])
+    if before is None or after is None:
         return None
-    return _bypassed(rw, node, x, rw.facts.shape(x))
+    added = len(after) - len(before)
+    if not added or after[added:] != before or any(dim != 1 for dim in after[:added]):
+        return None
+    return _bypassed(rw, node, node.inputs[0], before)
 
 
 @node_rule("absorbed-tile", "Tile")

@@ -135,10 +135,10 @@ def _scores_mask(
     mask, shown = ops.operand(call, 3), None
     if mask is None:
         return None, None
-    mask = masks.four_dims(rw, masks.additive(rw, call, mask))
+    mask = masks.additive(rw, call, mask)
     if "guarded" in call.attributes:
         mask, shown = masks.without_infinities(rw, mask)
-    return masks.spread(rw, mask, query, key), shown
+    return masks.spread(rw, mask, query, key, dims=4), shown
 
 
 def _guarded(rw: Rewriter, result: onnx_ir.Value, shown: onnx_ir.Value | None) -> onnx_ir.Value:

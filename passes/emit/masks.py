@@ -27,6 +27,8 @@ from optc.ir.facts import Facts
 from optc.ir.rewriter import Rewriter
 
 _MOVES = ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Identity", "Transpose", "Gather", "Cast")
+#: Integers made numbers to add: the fused op, and what it is claimed as.
+_SCALED = {("optc", "ScaledIntegers"), ("ai.onnx.ml", "Scaler")}
 _DEPTH = 32
 
 
@@ -77,9 +79,15 @@ def _shows_all_rows(facts: Facts, mask: onnx_ir.Value, hidden: bool) -> bool:
 
 
 def spread(
-    rw: Rewriter, mask: onnx_ir.Value, query: onnx_ir.Value, key: onnx_ir.Value, past: onnx_ir.Value | None = None
+    rw: Rewriter,
+    mask: onnx_ir.Value,
+    query: onnx_ir.Value,
+    key: onnx_ir.Value,
+    past: onnx_ir.Value | None = None,
+    dims: int = 2,
 ) -> onnx_ir.Value:
-    """A mask with a number for every query and key, where several share one; (B, N, P, H) is what precedes the keys."""
+    """A mask of at least ``dims`` dims with a number for every query and key, where several share one; (B, N, P, H) is
+    what precedes the keys."""
     if (rank := _rank(rw.facts, mask)) < 2:
         mask = ops.unsqueeze(rw, mask, tuple(range(2 - rank)))
     rows, columns = _shape(rw.facts, mask)[-2:]
@@ -87,28 +95,29 @@ def spread(
     if past is not None:
         lengths[1] = lengths[1] + _shape(rw.facts, past)[2]
     if (rows, columns) == tuple(lengths):
-        return mask
+        return _with_dims(rw, mask, dims)
+    leading = [1] * (dims - _rank(rw.facts, mask))
     if all(isinstance(length, int) for length in lengths):
-        return rw.op("Expand", mask, rw.constant(np.array(lengths, np.int64), "scores_shape"))
+        return rw.op("Expand", mask, rw.constant(np.array(leading + lengths, np.int64), "scores_shape"))
     one = rw.constant(np.array([1], np.int64), "one")
     parts = [one if rows == lengths[0] else _length(rw, query), one if columns == lengths[1] else _length(rw, key)]
     if past is not None and columns != lengths[1]:
         parts[1] = rw.op("Add", parts[1], _length(rw, past))
-    return rw.op("Expand", mask, ops.concat(rw, parts, 0))
+    return rw.op("Expand", mask, ops.concat(rw, [*(one for _ in leading), *parts], 0))
 
 
 def _length(rw: Rewriter, x: onnx_ir.Value) -> onnx_ir.Value:
     return ops.gather(rw, rw.op("Shape", x), [_rank(rw.facts, x) - 2], 0)
 
 
-def four_dims(rw: Rewriter, mask: onnx_ir.Value) -> onnx_ir.Value:
-    """A mask with the dims of the scores, which ``MultiHeadAttention`` insists on."""
-    missing = 4 - _rank(rw.facts, mask)
-    return ops.unsqueeze(rw, mask, tuple(range(missing))) if missing else mask
+def _with_dims(rw: Rewriter, mask: onnx_ir.Value, dims: int) -> onnx_ir.Value:
+    missing = dims - _rank(rw.facts, mask)
+    return ops.unsqueeze(rw, mask, tuple(range(missing))) if missing > 0 else mask
 
 
 def without_infinities(rw: Rewriter, mask: onnx_ir.Value) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-    """A mask of 4 dims without infinities, and which rows are not hidden altogether, as (B or 1, S or 1, 1)."""
+    """A mask without infinities, and which rows are not hidden altogether, as (B or 1, S or 1, 1)."""
+    mask = _with_dims(rw, mask, 4)
     dtype = _dtype(rw.facts, mask)
     lowest, nothing = (rw.constant(np.array(x, dtype), "lowest") for x in (np.finfo(dtype).min, -np.inf))
     highest = ops.squeeze(rw, ops.reduction(rw, "ReduceMax", mask, (3,), True), (1,))
@@ -133,6 +142,9 @@ def interval(facts: Facts, value: onnx_ir.Value | None, depth: int = _DEPTH) -> 
     if dtype == onnx_ir.DataType.BOOL:
         return 0.0, 1.0
     node = value.producer()
+    if node is not None and (node.domain, node.op_type) in _SCALED:
+        ends = [(end - _number(node, "offset")) * _number(node, "scale") for end in interval(facts, node.inputs[0])]
+        return min(ends), max(ends)
     if node is None or not ops.is_op(node, *_MOVES, "Where", "Add", "Sub", "Mul", "Neg", "Max", "Min"):
         return everything
     operands = (
@@ -143,6 +155,10 @@ def interval(facts: Facts, value: onnx_ir.Value | None, depth: int = _DEPTH) -> 
     limit = float(np.finfo(dtype.numpy()).max) if dtype in _ROUNDED else 0.0
     # beyond the largest number a sum or a product of this type is infinite
     return (low if low >= -limit else -math.inf), (high if high <= limit else math.inf)
+
+
+def _number(call: onnx_ir.Node, name: str) -> float:
+    return float(call.attributes[name].as_floats()[0])
 
 
 _ROUNDED = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.DOUBLE)

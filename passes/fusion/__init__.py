@@ -25,6 +25,7 @@ ConvAdd                             x, w, b, z                           Conv's
 FusedGemm                           a, b, c                              Gemm's, activation, activation_params
 FusedMatMul                         a, b                                 alpha, transA, transB, transBatchA/B
 NarrowedMatMul                      a, b
+ScaledIntegers                      x                                    offset, scale
 DynamicQuantizeMatMul               x, b, b_scale, b_zero, bias
 MatMulIntegerToFloat                a, b, a_scale, b_scale, a_zero,
                                     b_zero, bias

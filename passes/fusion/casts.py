@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir
 
 from optc.ir.matcher import Match
@@ -55,6 +57,23 @@ def narrowed_matmul(p, a, b):
     """A product of operands that are narrowed just before it, where there may be no kernel for the narrow type."""
     half = int(onnx_ir.DataType.FLOAT16)
     return p.Cast(a, to=half) @ p.Cast(b, to=half)
+
+
+def _offset_and_scale(found: Match) -> dict[str, Any] | str:
+    facts = found.facts
+    if facts.dtype(found.x) not in (onnx_ir.DataType.INT32, onnx_ir.DataType.INT64):
+        return "what is cast must be integers of 32 or 64 bits"
+    if facts.dtype(found.output) != onnx_ir.DataType.FLOAT:
+        return "it must be cast to single precision"
+    scale = float(found.scalar("factor"))
+    return {"offset": [float(found.scalar("offset"))], "scale": [-scale if "negated" in found.bindings else scale]}
+
+
+@fusion("scaled-integers", "ScaledIntegers", inputs=("x",), same_shape_as="x", attributes=_offset_and_scale)
+def scaled_integers(p, x):
+    """(x - offset) * factor of integers, or (offset - x) * factor: a mask of 0 and 1 as summands of scores."""
+    numbers, offset, factor = p.Cast(x), p.scalar("offset"), p.scalar("factor")
+    return p.one_of((numbers - offset) * factor, p.bind("negated", offset - numbers) * factor)
 
 
 RULES = (sink_casts, narrowed_matmul)

@@ -48,6 +48,8 @@ def _instance_attributes(found: Match) -> dict[str, Any] | str:
     shape = found.facts.shape(found.x)
     if shape is None or len(shape) < 3 or not isinstance(shape[1], int):
         return "the number of channels must be known, and x must have axes behind them"
+    if all(dim == 1 for dim in shape[2:]):
+        return "a single number is its own mean: what is left of it is rounding, which a scale would raise"
     reason = _statistics(found, found.x) or _per_channel(found, shape[1], len(shape))
     if reason is not None:
         return reason

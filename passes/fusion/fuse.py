@@ -77,7 +77,7 @@ PHASES: tuple[tuple[Rule, ...], ...] = (
     ),
     (norm.layer_norm_plain, norm.rms_norm_plain, affine_before.affine_into_next_dense, matmul.transposed_matmul),
     (norm.skip_layer_norm, norm.skip_rms_norm),
-    (*gathers.RULES, views.transpose_is_view),
+    (*gathers.RULES, views.transpose_is_view, casts.scaled_integers),
 )
 
 
