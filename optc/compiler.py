@@ -203,7 +203,8 @@ class _Compile:
 
     def _passes(self, rewriting: Rewriting) -> tuple[PipelineResult, Verification]:
         """Run the pipeline; if the result is wrong, again with checks that find out which rewrites are to blame."""
-        verifier = Verifier(rewriting.original, self.options, rewriting.measure)
+        plain = isinstance(self.plan.backend, CompilingBackend)
+        verifier = Verifier(rewriting.original, self.options, rewriting.measure, plain)
         lossy = any(item.numerics >= Numerics.LOSSY for item in leaves(self.plan.pipeline))
         if self.options.verify == "final" and not lossy:  # what is lossy is timed, and must have the machine for itself
             verifier.begin()

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir
 
+from optc.backends.base import CompilingBackend
 from optc.environment import Environment
 from optc.equivalence import Reference
 from optc.ir.errors import OptcError, UsageError
@@ -61,7 +62,8 @@ class Replay:
         """The check of a compile, or one against a tolerance of the user's."""
         original, options = self._rewriting.original, self._rewriting.options
         if tolerance is None:
-            verifier = Verifier(original, options, self._rewriting.measure)
+            plain = isinstance(self._rewriting.plan.backend, CompilingBackend)
+            verifier = Verifier(original, options, self._rewriting.measure, plain)
 
             def verify(model: onnx_ir.Model, numerics: Numerics) -> str | None:
                 found = verifier.verify(model, numerics)

@@ -42,12 +42,14 @@ class Verifier:
         original: The model as it was given.
         options: Dims and seed of the inputs drawn.
         measure: Judges lossy results, by the budget and the data that it has.
+        plain: Open results as they are written: what runs them here is only a stand-in for a backend that compiles, so
+            what its optimizations make of them says nothing.
     """
 
-    def __init__(self, original: onnx_ir.Model, options: Options, measure: Measure) -> None:
+    def __init__(self, original: onnx_ir.Model, options: Options, measure: Measure, plain: bool = False) -> None:
         self._original, self._options, self._measure = original, options, measure
         self._here = measure.host.here(measure.target)
-        self._open = partial(measure.host.runner, few_runs=True)
+        self._open = partial(measure.host.runner, few_runs=True, plain=plain)
         self._suspects: list[Run] = []
         self._in_production = False
         self._begun: Future[Reference] | None = None

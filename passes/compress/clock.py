@@ -53,8 +53,11 @@ def estimated_seconds(study: Study, layer: Layer, option: Option | None) -> floa
     """
     x = study.sizes(layer)
     count = int(np.prod(x)) // (layer.rows * layer.groups) if layer.kind == "conv" else int(np.prod(x[:-1]))
-    size = 4 * layer.rows * layer.columns if option is None else option.bytes
-    moved = size + 4 * (int(np.prod(x)) + count * layer.columns)
     rates = study.target.peak
-    rate = rates.get(option.precision if option else "fp32") or rates.get("fp32") or 1e12
+    single, half = rates.get("fp32") or 1e12, max(rates.get("fp16", 0.0), rates.get("bf16", 0.0))
+    # What stays in floats goes into 16 bits in the end, where these are faster.
+    width, floats = (2, half) if half > single else (4, single)
+    size = width * layer.rows * layer.columns if option is None else option.bytes
+    moved = size + width * (int(np.prod(x)) + count * layer.columns)
+    rate = floats if option is None or option.precision == "fp32" else rates.get(option.precision) or floats
     return max(2.0 * count * layer.rows * layer.columns / rate, moved / (study.target.bandwidth or 1e11))

@@ -43,6 +43,8 @@ class StaticInt8:
         placement = _placement(study)
         if isinstance(placement, str):
             return placement
+        if study.kernels is None:
+            return "the kernels of the target's runtime are not known"
         if not study.statistics.real:
             return "it needs to know the ranges of activations, and so calibration data (--calib)"
         if placement.runs_here and not study.supports("", "QLinearConv", 10):

@@ -59,7 +59,7 @@ _STEP = "a rounding error before it moves its result by a whole step"
 _COMPARE = "it compares: numbers that are rounded first compare otherwise"
 _POSITIONS = "it counts: integers above 2048 (fp16) or 256 (bf16) are rounded"
 _SUBGRAPHS = "it has sub-graphs, which stay as they are"
-_QUANTIZED = "scales of a quantized graph stay as they were calibrated"
+_QUANTIZED = "it computes in integers, with scales of single precision"
 _RANDOM = "what it draws would be other numbers"
 _RECURRENT = "its state adds up over all steps"
 
@@ -71,7 +71,7 @@ _ROWS: Mapping[Row, str] = {
         ReverseSequence optc::DepthToSpace optc::SpaceToDepth""",
     _NARROW: """MatMul Gemm Conv ConvTranspose Add Sub Mul Sum LeakyRelu PRelu Elu Selu Celu Sigmoid Tanh Gelu
         HardSigmoid HardSwish Swish Mish Softplus Softsign ThresholdedRelu Erf AveragePool GlobalAveragePool Resize
-        GridSample Einsum Attention RotaryEmbedding
+        GridSample Einsum Attention RotaryEmbedding QuantizeLinear DequantizeLinear
         com.microsoft::FusedMatMul com.microsoft::FusedConv com.microsoft::FusedGemm com.microsoft::NhwcFusedConv
         com.microsoft::Gelu com.microsoft::FastGelu com.microsoft::BiasGelu com.microsoft::QuickGelu
         com.microsoft::Attention com.microsoft::MultiHeadAttention com.microsoft::GroupQueryAttention
@@ -101,7 +101,7 @@ _ROWS: Mapping[Row, str] = {
         Unique NonMaxSuppression RoiAlign MaxRoiPool""",
     Row(Kind.WIDE, _POSITIONS): "Range CumSum CumProd OneHot EyeLike",
     Row(Kind.WIDE, _SUBGRAPHS): "If Loop Scan SequenceMap",
-    Row(Kind.WIDE, _QUANTIZED): """QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul
+    Row(Kind.WIDE, _QUANTIZED): """DynamicQuantizeLinear QLinearConv QLinearMatMul
         MatMulInteger ConvInteger com.microsoft::DynamicQuantizeMatMul com.microsoft::MatMulIntegerToFloat
         com.microsoft::QLinearAdd com.microsoft::QLinearMul com.microsoft::QGemm com.microsoft::QAttention""",
     Row(Kind.WIDE, _RANDOM): "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import onnx_ir
 
 from optc.ir.errors import OptcError
-from optc.ir.functions import runnable
+from optc.ir.functions import drop_unused_functions, runnable
 from optc.ir.mapped import Spool
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Decision, LedgerRow, Numerics, Pass, PassContext
@@ -57,7 +57,9 @@ class MixedPrecision(Pass):
         measure = ctx.services.get("measure")
         reason = self._why_not(ctx, narrow, measure)
         if reason is not None:
-            ctx.decide(Decision(self._label(narrow), [], False, reason))
+            # That most CPUs have no such products is nothing to tell of, unless somebody asked for it.
+            if self.dtype != "auto" or ctx.target.kind != "cpu":
+                ctx.decide(Decision(self._label(narrow), [], False, reason))
             return
         _Work(self, ctx, narrow, measure).run()
 
@@ -124,6 +126,7 @@ class _Work:
             return
         before = _weight_bytes(self.ctx.model)
         write(self.ctx.rewriter, plan, self._keep())
+        drop_unused_functions(self.ctx.model)
         self._tell(plan, before - _weight_bytes(self.ctx.model), "", judged.error)
 
     # -- planning ---------------------------------------------------------------------------------------------------
