@@ -26,6 +26,7 @@ BUILTIN: dict[str, str] = {
     "inference-precision": "optc.passes.compress.precision:InferencePrecision",
     "mixed-precision": "optc.passes.precision.mixed:MixedPrecision",
     "quantize": "optc.passes.compress.quantize:Quantize",
+    "prune": "optc.passes.compress.prune.prune:Prune",
 }
 
 
