@@ -14,8 +14,9 @@ import onnx_ir
 from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN, drop_unused_functions, inline
 from optc.ir.names import label, split_op
+from optc.ir.ops import is_op
 from optc.ir.opset import NEWEST, adapt, obstacle, raise_opset, steps
-from optc.ir.rewriter import RULE_KEY, Rewriter
+from optc.ir.rewriter import RULE_KEY, Rewriter, users
 from optc.passes.base import Numerics, Pass, PassContext, all_graphs
 from optc.passes.driver import apply_rules
 from optc.passes.emit.claims import CLAIMS, CPU, Realisation, Recipe
@@ -29,6 +30,12 @@ class Kernels(Protocol):
     """The service "kernels": which operators the target's runtime really has."""
 
     def supports(self, domain: str, op: str, opset_version: int, dtypes: DTypes | None, provider: str) -> bool: ...
+
+
+#: The opset from which on QuantizeLinear names the type that it makes.
+_OUTPUT_TYPE_SINCE = 21
+#: Behind these the runtime quantizes again what was dequantized before them.
+_QUANTIZED_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "MaxPool")
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,11 @@ class Emit(Pass):
         if kernels is None or version <= old:
             return calls
         what = ", ".join(sorted(name for name, since in needed.items() if since > old))
-        reason = obstacle(ctx.model, ctx.facts, version) or _missing_kernel(ctx, kernels, version)
+        reason = (
+            obstacle(ctx.model, ctx.facts, version)
+            or _missing_kernel(ctx, kernels, version)
+            or _moved_integers(ctx, old, version)
+        )
         if reason is None:
             raise_opset(rw, version)
             ctx.hit(f"opset {old} to {version}")
@@ -104,6 +115,19 @@ def _missing_kernel(ctx: PassContext, kernels: Kernels, version: int) -> str | N
             )
             if had and not has:
                 return f"{label(node)}: the runtime has no kernel of opset {version}"
+    return None
+
+
+def _moved_integers(ctx: PassContext, old: int, version: int) -> str | None:
+    """Where ONNX Runtime (1.31) would write a QuantizeLinear of the wrong type: behind what moves dequantized int8."""
+    if not old < _OUTPUT_TYPE_SINCE <= version:
+        return None
+    for graph in all_graphs(ctx.model):
+        for node in graph:
+            if is_op(node, "DequantizeLinear") and ctx.facts.dtype(node.inputs[0]) == onnx_ir.DataType.INT8:
+                moved = any(is_op(user, *_QUANTIZED_MOVES) for user in users(node.outputs[0]))
+                if moved and not ctx.facts.is_const(node.inputs[0]):
+                    return f"{label(node)}: from opset {_OUTPUT_TYPE_SINCE} on the runtime cannot load what moves it"
     return None
 
 
