@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import onnx_ir
 
+from optc.backends.options import BackendOption
 from optc.ir.errors import DataError
 from optc.ir.sizes import Size
 from optc.ir.targets import Target
@@ -239,6 +240,46 @@ class CompilingBackend(Backend, Protocol):
 
         ``shapes`` are usual sizes of its dims, and ranges that they never leave.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a compile knows beside the graph, for artifacts that are made of more than that.
+
+    Attributes:
+        shapes: Sizes or ranges of symbolic dims, as the user gave them.
+        usual: The sizes that its symbolic dims mostly have.
+        data: What activations were measured on, in words.
+    """
+
+    shapes: Mapping[str, Size] = field(default_factory=dict)
+    usual: Mapping[str, int] = field(default_factory=dict)
+    data: str = ""
+
+
+@runtime_checkable
+class BuildingBackend(Backend, Protocol):
+    """A backend whose artifacts depend on more than the graph."""
+
+    def check_output(self, out: Path) -> None:
+        """Raise OptcError now, before the work, where this artifact cannot be written on this machine."""
+        ...
+
+    def build(self, model: onnx_ir.Model, target: Target, out: Path, build: Build) -> Artifact:
+        """Write ``model`` for ``target`` to ``out``, whole or not at all."""
+        ...
+
+
+@runtime_checkable
+class ConfigurableBackend(Backend, Protocol):
+    """A backend that has options of its own."""
+
+    #: Its options, for messages and documents.
+    options: Sequence[BackendOption]
+
+    def configured(self, given: Mapping[str, Any]) -> Backend:
+        """The same backend with options; UsageError for those that it has not, or that make no sense."""
         ...
 
 

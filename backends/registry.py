@@ -12,7 +12,7 @@ from optc.ir.registry import Registry
 BUILTIN: dict[str, str] = {
     "onnxruntime": "optc.backends.ort:OnnxRuntimeBackend",
     "openvino": "optc.backends.openvino:OpenVinoBackend",
-    "tensorrt": "optc.backends.planned:TENSORRT",
+    "tensorrt": "optc.backends.tensorrt.backend:TensorRtBackend",
     "triton": "optc.backends.triton.backend:TritonBackend",
 }
 

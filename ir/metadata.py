@@ -4,3 +4,5 @@
 MADE_FOR = "optc.backend"
 #: What its runtime is to compute floats in, where that is narrower than their type ("bf16").
 PRECISION_KEY = "optc.inference_precision"
+#: On a QuantizeLinear: what its scale came from, as JSON (range, calibrator, what was seen).
+CALIBRATION_KEY = "optc.calibration"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from optc.ir.errors import OutputError
@@ -34,6 +36,31 @@ def replacing(*paths: Path) -> Iterator[Sequence[Path]]:
         for file in temporary:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """An empty folder to fill instead of ``path``, which takes its place in the end.
+
+    Args:
+        path: The folder to write. What is there is replaced if it is one of ours.
+        ours: Whether what is there may be replaced.
+
+    Raises:
+        OutputError: It cannot be written, or something else is there; nothing was changed then.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent) as beside:
+            folder = Path(beside) / "new"
+            folder.mkdir()
+            yield folder
+            if path.exists():
+                if not ours(path):
+                    raise OutputError("this is there, and no artifact of optc", where=str(path))
+                shutil.rmtree(path)
+            folder.rename(path)
+    except OSError as error:
+        raise OutputError.of(error, path) from error
 
 
 def write_text(path: Path, text: str) -> None:

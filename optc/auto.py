@@ -82,7 +82,10 @@ def _candidates(
     """A result of every runtime; why there is none of another goes to the notes."""
     first: OptcError | None = None
     any_result = False
+    target = find_target(options.target.split(",")[0].strip(), environment.targets)
     for name, backend in _hosts(environment):
+        if not backend.here(target):
+            continue
         probe = backend.probe()
         if not probe.ready:
             notes.append(f"{name} was not there: {probe.reason}" + (f" ({probe.hint})" if probe.hint else ""))

@@ -13,9 +13,9 @@ import onnx
 import onnx_ir
 
 from optc import auto, reproducer
-from optc.backends.base import Artifact, CompilingBackend, Runner
+from optc.backends.base import Artifact, Build, BuildingBackend, CompilingBackend, Runner
 from optc.environment import Environment
-from optc.host import AUTO, ENDINGS
+from optc.host import AUTO, ENDINGS, FOLDERS
 from optc.inputs import symbols
 from optc.ir.errors import BackendError, OptcError, OutputError, UsageError
 from optc.ir.journal import Journal
@@ -95,7 +95,7 @@ def open_artifact(path: str | os.PathLike[str], *, environment: Environment | No
     path = Path(path)
     backends = (environment or default_environment()).backends
     if path.is_dir():
-        return backends.get("triton").open(path, **options)
+        return backends.get(ENDINGS.get(path.suffix.lower(), "triton")).open(path, **options)
     if path.suffix.lower() in ENDINGS:
         return backends.get(ENDINGS[path.suffix.lower()]).open(path, **options)
     model = load(path)  # what is no model, or lacks its data, is refused in plain words; weights are not read
@@ -250,7 +250,10 @@ class _Compile:
 
     def _emit(self, model: onnx_ir.Model, output: Path) -> Artifact:
         self.progress.start("emit")
-        if isinstance(self.plan.backend, CompilingBackend):
+        if isinstance(self.plan.backend, BuildingBackend):
+            build = Build(self.options.shapes, self.measure.usual_sizes, self.measure.data)
+            artifact = self.plan.backend.build(model, self.plan.target, output, build)
+        elif isinstance(self.plan.backend, CompilingBackend):
             artifact = self.plan.backend.compile(model, self.plan.targets, output, self.options.shapes)
         else:
             artifact = self.plan.backend.emit(model, self.plan.target, output)
@@ -302,7 +305,7 @@ def _check_output(output: Path | None) -> None:
     folder = output.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"the folder {str(folder)!r} does not exist", where=str(output), hint="create it first")
-    if output.is_dir() and output.suffix != ".optc":
+    if output.is_dir() and output.suffix.lower() not in FOLDERS:
         raise OutputError("this is a folder", where=str(output), hint="name a file in it")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"the folder {str(folder)!r} is not writable", where=str(output), hint="choose another one")

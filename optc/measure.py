@@ -165,10 +165,14 @@ class Measure:
         return timing.compare({name: partial(session.run, feeds) for name, session in sessions.items()}, budget=budget)
 
     @cached_property
+    def usual_sizes(self) -> dict[str, int]:
+        """Sizes of the symbolic dims that are timed: batch 1 and usual sizes, or what ``--shape`` allows."""
+        return allowed(usual_bindings(self.original, _LATENCY_SIZES), self.options.shapes)
+
+    @cached_property
     def latency_feeds(self) -> Sample:
-        """The inputs that are timed: batch 1 and usual sizes, or what ``--shape`` allows."""
-        bindings = allowed(usual_bindings(self.original, _LATENCY_SIZES), self.options.shapes)
-        return draw_inputs(self.original, bindings, self.options.seed)
+        """The inputs that are timed, of usual sizes."""
+        return draw_inputs(self.original, self.usual_sizes, self.options.seed)
 
     @property
     def sizes(self) -> str:

@@ -44,6 +44,7 @@ class Options:
         save_recipe: Where to write what was decided, to be given as ``recipe`` another time.
         shapes: Sizes of symbolic dims, by dim name: one size, or a range as a pair or text (``(1, 8)``, "1..8").
             Inputs are drawn at the size, or within the range; artifacts that are compiled take the range and no more.
+        backend_options: Options of the backend by name; see docs/backends.md.
         seed: Seed of everything that is drawn.
         measure: Time the result against the original.
         dump_dir: Folder to write the graph to after every pass that changed it.
@@ -71,6 +72,7 @@ class Options:
     recipe: Path | None = None
     save_recipe: Path | None = None
     shapes: Mapping[str, Size] = field(default_factory=dict)
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     measure: bool = False
     dump_dir: Path | None = None
@@ -165,6 +167,7 @@ _KINDS: dict[str, type] = {
     "objective": str,
     "policy": str,
     "shapes": Mapping,
+    "backend_options": Mapping,
     "seed": numbers.Integral,
     "measure": bool,
     "stop_after": numbers.Integral,

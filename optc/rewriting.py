@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir
 
-from optc.backends.base import Backend, CompilingBackend, HostBackend
+from optc.backends.base import Backend, BuildingBackend, CompilingBackend, HostBackend
 from optc.backends.ort_eval import Evaluator
 from optc.environment import Environment
-from optc.host import chosen_backend, host_of
+from optc.host import chosen_backend, configured, host_of
 from optc.ir.errors import UsageError
 from optc.ir.functions import runnable
 from optc.ir.journal import Journal
@@ -60,7 +60,9 @@ class Plan:
             OptcError: Something that is named is not there, or does not go together.
         """
         targets = [find_target(name.strip(), environment.targets) for name in options.target.split(",")]
-        backend = environment.backends.get(chosen_backend(options, targets[0]))
+        backend = configured(environment.backends.get(chosen_backend(options, targets[0])), options.backend_options)
+        if isinstance(backend, BuildingBackend) and options.output is not None:
+            backend.check_output(options.output)
         pipeline = environment.pipeline(options.level, options.passes)
         if isinstance(backend, CompilingBackend):
             backend.check(targets)
@@ -69,7 +71,8 @@ class Plan:
             raise UsageError(
                 f"the {backend.name} backend builds for one target at a time", hint="--backend=triton for several"
             )
-        targets = [host_of(backend).on(target) for target in targets]
+        # The backend that was chosen, not the one that a target mostly has, is what passes write for.
+        targets = [replace(host_of(backend).on(target), backend=backend.name) for target in targets]
         pipeline = with_options(skip_passes(pipeline, list(options.skip)), options.of_passes())
         return cls(targets, backend, pipeline)
 

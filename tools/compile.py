@@ -18,7 +18,17 @@ from optc.tools import pipeline_text, summary
 from optc.tools.console import Bars
 from optc.tools.files import data_files
 from optc.tools.page import PAGES, page_of
-from optc.tools.parameters import FILE, calib_cache_option, calib_option, common, names, seed_option, shape_option
+from optc.tools.parameters import (
+    FILE,
+    assignments,
+    backend_option,
+    calib_cache_option,
+    calib_option,
+    common,
+    names,
+    seed_option,
+    shape_option,
+)
 
 
 @click.command("compile", short_help="Optimize a model.")
@@ -42,8 +52,10 @@ from optc.tools.parameters import FILE, calib_cache_option, calib_option, common
     "-o",
     "--output",
     type=FILE,
-    help="File to write.  [default: MODEL.opt.onnx here, .opt.xml for OpenVINO, MODEL.optc of compiled kernels]",
+    help="File to write.  [default: MODEL.opt.onnx here, .opt.xml for OpenVINO, MODEL.trt for TensorRT, MODEL.optc of "
+    "compiled kernels]",
 )
+@backend_option
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's.")
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
 @click.option("--print-pipeline", is_flag=True, help="Print the pipeline, as --passes takes it, and do nothing else.")
@@ -98,6 +110,7 @@ def command(
     reproducer: Path | None,
     quiet: bool,
     skip: tuple[str, ...],
+    backend_options: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Optimize MODEL for a target, prove that it still computes the same, and write it.
@@ -120,6 +133,7 @@ def command(
             skip=skip,
             shapes=pipeline_text.sizes(model, shapes),
             dump_dir=print_after_all,
+            backend_options=assignments(backend_options, "--backend-option"),
             reproducer=reproducer if reproducer is not None else Path(f"{model.stem}.reproducer.zip"),
             progress=bars,
             **options,

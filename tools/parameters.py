@@ -25,6 +25,13 @@ shape_option = click.option(
 )
 seed_option = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of drawn inputs.")
 input_option = click.option("--input", "data", type=FILE, help="Inputs: an .npz file with an array per input.")
+backend_option = click.option(
+    "--backend-option",
+    "backend_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Option of the backend (workspace=4GiB); may be repeated. See docs/backends.md.",
+)
 calib_option = click.option(
     "--calib",
     type=FILE,
@@ -53,6 +60,23 @@ def common(command: _F) -> _F:
 def names(given: tuple[str, ...]) -> tuple[str, ...]:
     """The names in a repeated option, each of which may hold several with commas between them."""
     return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
+
+
+def assignments(given: tuple[str, ...], option: str) -> dict[str, str]:
+    """Values by name, from a repeated option of the form NAME=VALUE.
+
+    Raises:
+        UsageError: A text is not of that form, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"{option} {text}: not NAME=VALUE")
+        if name.strip() in found:
+            raise UsageError(f"{option} {text}: {name.strip()!r} is given twice")
+        found[name.strip()] = value.strip()
+    return found
 
 
 def chosen_check(text: str | None) -> dict[str, Any]:

@@ -6,12 +6,11 @@ refused with the reason. The same model compiled twice gives the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-import shutil
 import struct
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ import ml_dtypes
 import numpy as np
 
 from optc.backends.triton.plan import Plan
-from optc.ir.errors import BackendError, OutputError
+from optc.ir.errors import BackendError
 from optc.ir.records import record
+from optc.ir.writing import replacing_folder
 
 #: Version of the format. A reader refuses what is newer.
 FORMAT = 2
@@ -127,19 +127,15 @@ class Writer:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        try:
-            self._beside = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent)
-        except OSError as error:
-            raise OutputError.of(error, out) from error
-        self.folder = Path(self._beside.name) / "artifact"
-        self.folder.mkdir()
         self._digests: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Writer:
+        self._stack = contextlib.ExitStack()
+        self.folder = self._stack.enter_context(replacing_folder(self.out, is_artifact))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._beside.cleanup()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def add(self, name: str, data: bytes | str) -> Path:
         """Write a file; where it lies for now."""
@@ -177,17 +173,9 @@ class Writer:
         self._digests[WEIGHTS] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
     def finish(self, manifest: Mapping[str, Any]) -> list[Path]:
-        """Write the manifest and put the artifact in its place; the files that it consists of."""
+        """Write the manifest, after which the artifact is whole; the files that it will consist of."""
         data = {"format": FORMAT, **manifest, "files": dict(sorted(self._digests.items()))}
         (self.folder / MANIFEST).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
-        try:
-            if self.out.exists():
-                if not is_artifact(self.out):
-                    raise OutputError("this is there, and no artifact of optc", where=str(self.out))
-                shutil.rmtree(self.out)
-            self.folder.rename(self.out)
-        except OSError as error:
-            raise OutputError.of(error, self.out) from error
         return [self.out / MANIFEST, *(self.out / name for name in sorted(self._digests))]
 
 

@@ -90,7 +90,8 @@ class StaticInt8:
         for value in plan.values:
             if value.name not in ranges:
                 ranges[value.name or ""] = known.range_of(value.name or "")
-        self._originals = insert(rewriter, plan, choose_grids(plan, ranges), parameters)
+        evidence = {name: known.evidence(name, found) for name, found in ranges.items() if name in known.statistics}
+        self._originals = insert(rewriter, plan, choose_grids(plan, ranges), parameters, evidence)
         if known.placement.runs_here:
             absorb(rewriter, study.target, study.kernels)
 

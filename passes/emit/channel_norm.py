@@ -20,7 +20,7 @@ def group_norm(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     x, scale, bias, _, target = (*call.inputs, None, None)[:5]
     groups, epsilon = call.attributes["num_groups"].as_int(), call.attributes["epsilon"].as_float()
     channels, dtype = _channels(rw, x), rw.facts.dtype(x).numpy()
-    scale, bias = (_vector(rw, value, channels) for value in (scale, bias))
+    scale, bias = (per_channel(rw, x, value) for value in (scale, bias))
 
     def filled(size: int, value: float) -> onnx_ir.Value:
         return rw.constant(np.full(size, value, dtype), "ones" if value else "zeros")
@@ -37,7 +37,7 @@ def group_norm(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
 def instance_norm(rw: Rewriter, call: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
     """The scale and the bias as the vectors that the operator takes."""
     x, *parameters = call.inputs
-    scale, bias = (_vector(rw, value, _channels(rw, x)) for value in parameters)
+    scale, bias = (per_channel(rw, x, value) for value in parameters)
     return (rw.op("InstanceNormalization", x, scale, bias, epsilon=call.attributes["epsilon"].as_float()),)
 
 
@@ -59,8 +59,15 @@ def _channels(rw: Rewriter, x: onnx_ir.Value) -> Any:
     return shape[1]
 
 
-def _vector(rw: Rewriter, value: onnx_ir.Value, channels: int) -> onnx_ir.Value:
-    """A parameter of one number per channel as a vector; unless it is one, it is constant."""
+def per_channel(rw: Rewriter, x: onnx_ir.Value, value: onnx_ir.Value) -> onnx_ir.Value:
+    """A parameter of one number per channel as a vector; unless it is one, it is constant.
+
+    Args:
+        rw: The rewriter.
+        x: What is normalized, channels second.
+        value: The parameter.
+    """
+    channels = _channels(rw, x)
     if rw.facts.shape(value) == (channels,):
         return value
     return rw.constant(rw.facts.const(value).reshape(channels), value.name or "parameter")

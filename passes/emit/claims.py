@@ -16,12 +16,13 @@ import onnx_ir
 from optc.ir.facts import Facts
 from optc.ir.ops import gather
 from optc.ir.rewriter import Rewriter
-from optc.passes.emit import attention
+from optc.passes.emit import attention, tensorrt
 from optc.passes.emit.activation import mish
 from optc.passes.emit.channel_norm import axis_norm, group_norm, instance_norm
 from optc.passes.emit.rotary import rotary_embedding
 
 CPU = "CPUExecutionProvider"
+TENSORRT = "TensorRT"
 MS = "com.microsoft"
 
 #: Why a call of a fused op cannot become an operator; None if it can.
@@ -163,6 +164,17 @@ class Recipe:
 _ON_CPU = frozenset({CPU})
 
 
+def _single(
+    op: str,
+    build: Callable[[Rewriter, onnx_ir.Node], tuple[onnx_ir.Value, ...]],
+    since: int,
+    inputs: int = 1,
+    problem: Problem = _none,
+) -> Recipe:
+    """An operator that TensorRT's parser turns into one layer; none of them was timed."""
+    return Recipe(op, (op,), build, inputs, only_on=frozenset({TENSORRT}), since=since, problem=problem)
+
+
 def _integers(op: str, domain: str = "", takes: int | None = None, **types: int) -> tuple[Realisation, ...]:
     """A kernel that works on quantized integers, which only the CPU provider has."""
     return (Realisation(op, domain, types=types, takes=takes, only_on=_ON_CPU),)
@@ -172,25 +184,33 @@ def _integers(op: str, domain: str = "", takes: int | None = None, **types: int)
 #: ``benchmarks/fused_ops.py``; providers that are not mentioned were not measured.
 CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     # CPU: 1.00, ONNX Runtime fuses these three itself when it loads the file.
-    "Gelu": (Realisation("Gelu", MS), Realisation("Gelu", since=20)),
-    "BiasGelu": (Realisation("BiasGelu", MS),),
+    "Gelu": (Realisation("Gelu", MS), _single("Gelu", tensorrt.gelu, 20), Realisation("Gelu", since=20)),
+    "BiasGelu": (Realisation("BiasGelu", MS), _single("Gelu", tensorrt.bias_gelu, 20, inputs=2)),
     "QuickGelu": (Realisation("QuickGelu", MS),),
     # CPU: 2.8; it does not find GPT-2's form.
     "FastGelu": (
         Realisation("FastGelu", MS),
+        _single("Gelu", tensorrt.tanh_gelu, 20),
         Realisation("Gelu", since=20, attributes=lambda given: {"approximate": "tanh"}),
     ),
-    "BiasFastGelu": (Realisation("FastGelu", MS),),
+    "BiasFastGelu": (Realisation("FastGelu", MS), _single("Gelu", tensorrt.bias_tanh_gelu, 20, inputs=2)),
     # CPU: 2.3 and 1.7.
     "HardSigmoid": (Realisation("HardSigmoid", since=6),),
     "HardSwish": (Realisation("HardSwish", since=14), Recipe("Mul + HardSigmoid", ("HardSigmoid", "Mul"), _hard_swish)),
     # CPU: 34, as the kernel of Softplus is not vectorized.
-    "Mish": (Recipe("Exp + Div", ("Add", "Div", "Exp", "Min", "Mul"), mish, only_on=_ON_CPU, since=8),),
+    "Mish": (
+        Recipe("Exp + Div", ("Add", "Div", "Exp", "Min", "Mul"), mish, only_on=_ON_CPU, since=8),
+        _single("Mish", tensorrt.mish, 18),
+    ),
     # CPU: 1.00. ONNX Runtime registers LayerNormalization in the default domain from opset 1 on, ONNX from 17 on.
-    "LayerNormalization": (Realisation("LayerNormalization", ones=1),),
+    "LayerNormalization": (
+        _single("LayerNormalization", tensorrt.layer_norm, 17, problem=tensorrt.no_scale),
+        Realisation("LayerNormalization", ones=1),
+    ),
     # CPU: 2.9 for the forms that it does not find.
     "SimplifiedLayerNormalization": (
         Realisation("SimplifiedLayerNormalization", ones=1),
+        _single("RMSNormalization", tensorrt.rms_norm, 23, problem=tensorrt.no_scale),
         Realisation("RMSNormalization", since=23, ones=1),
     ),
     # CPU: the kernel runs at 0.14 of the speed of Add and LayerNormalization, which are vectorized. ONNX Runtime makes
@@ -200,10 +220,12 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
     "SkipLayerNormalization": (
         Realisation("SkipLayerNormalization", MS, ones=2, only_on=_ON_CPU, problem=_wide_rows),
         Recipe("Sum + LayerNormalization", ("Sum", "LayerNormalization"), _sum_then_norm, inputs=3, only_on=_ON_CPU),
+        _single("LayerNormalization", tensorrt.skip_layer_norm, 17, inputs=2, problem=tensorrt.no_scale),
         Realisation("SkipLayerNormalization", MS, outputs=(0, 3), ones=2, slow_on=_ON_CPU),
     ),
     # CPU: 0.4 against Add and SimplifiedLayerNormalization.
     "SkipSimplifiedLayerNormalization": (
+        _single("RMSNormalization", tensorrt.skip_rms_norm, 23, inputs=2, problem=tensorrt.no_scale),
         Realisation("SkipSimplifiedLayerNormalization", MS, outputs=(0, 3), ones=2, slow_on=_ON_CPU),
     ),
     # CPU: 1.3, one pass over memory less.
@@ -216,6 +238,7 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
             only_on=_ON_CPU,
             since=9,
         ),
+        _single("GroupNormalization", tensorrt.group_norm, 21, inputs=3),
     ),
     # CPU: 2.1 to 2.7.
     "AxisNormalization": (
@@ -224,7 +247,7 @@ CLAIMS: Mapping[str, tuple[Realisation | Recipe, ...]] = {
             ("Transpose", "LayerNormalization"),
             axis_norm,
             inputs=3,
-            only_on=_ON_CPU,
+            only_on=_ON_CPU | {TENSORRT},
         ),
     ),
     # CPU: 1.6, two passes over memory less.

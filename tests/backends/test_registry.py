@@ -5,14 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import onnx_ir
 import pytest
 
 from optc.backends.base import Artifact, Backend, Probe, Runner
-from optc.backends.planned import TENSORRT, PlannedBackend
 from optc.backends.registry import BackendRegistry
-from optc.ir.errors import BackendError, UsageError
-from optc.ir.targets import builtin_targets
+from optc.ir.errors import UsageError
 
 
 class Broken:
@@ -59,32 +56,9 @@ def test_whoever_compiles_no_kernels_never_loads_triton():
     code = (
         "import sys, optc.compiler, optc.tools.run, optc.tools.inspect, optc.tools.compile;"
         "from optc.backends.registry import BackendRegistry; BackendRegistry().probe();"
-        "sys.exit(bool({'triton', 'cuda', 'torch', 'openvino'} & set(sys.modules)))"
+        "sys.exit(bool({'triton', 'cuda', 'torch', 'openvino', 'tensorrt'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize("backend", [TENSORRT], ids=lambda backend: backend.name)
-def test_planned_backends_say_so(backend, tmp_path):
-    probe = backend.probe()
-    assert not probe.ready
-    assert "not implemented yet" in probe.reason
-    model = onnx_ir.from_onnx_text(
-        '<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
-    )
-    assert not backend.claims(model.graph[0])
-    with pytest.raises(BackendError, match=f"the {backend.name} backend is not implemented yet"):
-        backend.emit(model, builtin_targets()["a100"], tmp_path / "out")
-    with pytest.raises(BackendError, match="use --backend=onnxruntime"):
-        backend.open(tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_a_planned_backend_says_whether_its_module_is_here(there):
-    probe = PlannedBackend("x", "lib", "pip install lib", "speed", installed=lambda module: there).probe()
-    assert ("is installed" in probe.reason) == there
-    assert probe.hint == (None if there else "it will need: pip install lib")
 
 
 def test_unknown_names_get_a_suggestion():
@@ -106,7 +80,7 @@ def test_two_owners_of_one_name():
 
 
 @pytest.mark.parametrize(
-    "location", ["no_such_module:X", "optc.backends.planned:NO_SUCH_NAME", f"{__name__}:NOT_A_BACKEND"]
+    "location", ["no_such_module:X", "optc.backends.ort:NO_SUCH_NAME", f"{__name__}:NOT_A_BACKEND"]
 )
 def test_a_broken_plugin_is_listed_and_breaks_nothing(location):
     registry = BackendRegistry()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir
 
+from optc.ir.metadata import CALIBRATION_KEY
 from optc.ir.ops import operand
 from optc.ir.rewriter import Rewriter
 from optc.passes.clean.rules_quantized import Grid
@@ -61,6 +62,7 @@ def insert(
     plan: Plan,
     grids: Mapping[onnx_ir.Value, Grid],
     parameters: Mapping[onnx_ir.Node, Parameters] | None = None,
+    evidence: Mapping[str, str] | None = None,
 ) -> dict[str, onnx_ir.TensorProtocol]:
     """Put the plan's tensors on their grids.
 
@@ -72,6 +74,7 @@ def insert(
         plan: The plan.
         grids: A grid for each of its values.
         parameters: Other weights and biases than the layers' own.
+        evidence: What the scales came from, by the values' names; it stays with what quantizes them.
 
     Returns:
         What the constants were that are integers now, by the names of the integers.
@@ -91,7 +94,7 @@ def insert(
         after = 0 if producer is None else order[producer] + 1
         anchor = nodes[min(after, len(nodes) - 1)]
         with rw.at(anchor, RULE, [] if producer is None else [producer]):
-            back[value] = _quantize(rw, value, grids[value])
+            back[value] = _quantize(rw, value, grids[value], (evidence or {}).get(value.name or ""))
     if any(value.producer() is nodes[-1] for value in plan.values):
         rw.restore_order(rw.model.graph)  # behind the last node there was nothing to insert before
     for value in plan.whole:
@@ -107,10 +110,12 @@ def insert(
     return originals
 
 
-def _quantize(rw: Rewriter, value: onnx_ir.Value, grid: Grid) -> onnx_ir.Value:
+def _quantize(rw: Rewriter, value: onnx_ir.Value, grid: Grid, evidence: str | None) -> onnx_ir.Value:
     """``value``, rounded to a grid."""
     scale, zero = parameters_of(rw, grid, value.name or "value")
     codes = rw.op("QuantizeLinear", value, scale, zero)
+    if evidence is not None:
+        codes.producer().metadata_props[CALIBRATION_KEY] = evidence
     result = rw.op("DequantizeLinear", codes, scale, zero)
     rw.facts.assume(result, like=value)
     return result

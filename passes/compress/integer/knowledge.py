@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,6 +74,7 @@ class Knowledge:
     def __init__(self, study: Study, placement: Placement) -> None:
         self.study, self.placement = study, placement
         self._ranges: dict[str, Range] = {}
+        self._calibrators: dict[str, str] = {}
         self._tried: dict[tuple[str, bool], Tried] = {}
         self._smoothings: dict[str, Smoothing | None] = {}
 
@@ -136,9 +138,24 @@ class Knowledge:
                 return max(self._error_of_input(one, grid) for one in readers)
 
             chosen = choose(found, error) if readers and len(set(found.values())) > 1 else None
-            best = found.get("mse") or found["min-max"]
-            self._ranges[name] = best if chosen is None else (chosen.low, chosen.high)
+            best = "mse" if "mse" in found else "min-max"
+            self._calibrators[name] = best if chosen is None else chosen.method
+            self._ranges[name] = found[best] if chosen is None else (chosen.low, chosen.high)
         return self._ranges[name]
+
+    def evidence(self, name: str, range: Range) -> str:
+        """What a range of a value came from, as JSON: the calibrator, and what was seen."""
+        moments = self.statistics.moments(name)
+        own = self._ranges.get(name) == range
+        told = {
+            "low": float(range[0]),
+            "high": float(range[1]),
+            "calibrator": self._calibrators[name] if own else "smooth",
+            "minimum": float(moments.minimum),
+            "maximum": float(moments.maximum),
+            "values": int(moments.count),
+        }
+        return json.dumps(told, sort_keys=True)
 
     def _error_of_input(self, layer: Layer, grid: Grid) -> float:
         rows, matrix = self._rows(layer), layer.matrix(self.study.facts)

@@ -76,6 +76,8 @@ class Placement:
         folds: Activations that a layer's kernel takes in: where ``symmetric``, on any grid; otherwise if the grid ends
             where they clip.
         sums: How residual sums are placed.
+        joins: Layers whose kernels add the other operand of a residual sum.
+        unfit: Why a layer with weights of a shape has no integer kernel worth it; None if it may have.
         one_grid: Operators whose inputs and outputs are all on one grid, beside those that move.
         runs_here: Whether ONNX Runtime's CPU provider can prove the fusion.
         why_not: Why there is no static INT8 for such a target; None if there is.
@@ -89,6 +91,8 @@ class Placement:
     rules: Mapping[str, Rule] = None  # type: ignore[assignment]
     folds: frozenset[str] = frozenset({"Relu", "Clip"})
     sums: Sums = Sums.OWN
+    joins: frozenset[str] = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+    unfit: Callable[[onnx_ir.Node, tuple[int, ...]], str | None] = lambda node, weight: None
     one_grid: frozenset[str] = frozenset()
     runs_here: bool = False
     why_not: str | None = None
@@ -144,6 +148,28 @@ _TENSORRT = {
     "Concat": Rule(Role.MOVES, Result.GRID, None),
 }
 
+#: Rows, columns and channels that fill a tile of TensorRT's integer kernels.
+_TILE, _HALF_TILE = 16, 8
+
+
+def _tensorrt_unfit(node: onnx_ir.Node, weight: tuple[int, ...]) -> str | None:
+    """Layers that NVIDIA's own quantizer (ModelOpt, onnx/quantization/graph_utils.py) leaves in floats."""
+    if node.op_type in ("MatMul", "Gemm"):
+        return f"TensorRT gains nothing below {_TILE} rows and columns" if min(weight) < _TILE else None
+    if node.op_type != "Conv":
+        return None
+    outputs, inputs, *kernel = weight
+    if outputs >= _TILE and inputs >= _TILE:
+        return None
+    if int_attr(node, "group", 1) > 1:
+        return None if outputs % _HALF_TILE == 0 and min(kernel) >= 3 else "TensorRT gains nothing with so few channels"
+    first = node.inputs[0] is not None and node.inputs[0].is_graph_input()
+    fits = outputs % _HALF_TILE == 0 or inputs % _HALF_TILE == 0
+    if fits and len(set(kernel)) == 1 and (first or max(outputs, inputs) >= _TILE):
+        return None
+    return "TensorRT gains nothing with so few channels"
+
+
 #: Inputs only: its low precision transformations carry grids through what moves, joins or pools elements, and results
 #: become integers where the next Q comes. Of a residual sum one operand is on a grid: that is as fast as both and more
 #: precise (ResNet-50, openvino 2026.4, 1 thread: 3.7 times the speed in fp32 either way).
@@ -180,6 +206,8 @@ TENSORRT = Placement(
     integer_bias=False,
     rules=_TENSORRT,
     sums=Sums.JOINED,
+    joins=frozenset({"Conv", "ConvTranspose"}),  # behind a product comes a norm, whose input is better left in floats
+    unfit=_tensorrt_unfit,
     one_grid=frozenset({"Concat"}),
 )
 TRITON = Placement(

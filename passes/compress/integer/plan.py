@@ -84,6 +84,9 @@ def why_not(node: onnx_ir.Node, placement: Placement, facts: Facts) -> str | Non
             attr = node.attributes.get(name)
             if attr is not None and attr.value != wanted:
                 return f"{name} is not {wanted:g}"
+    reason = placement.unfit(node, tuple(int(size) for size in array))  # type: ignore[arg-type]
+    if reason is not None:
+        return reason
     bias = operand(node, rule.bias) if rule.bias is not None else None
     if bias is not None and placement.integer_bias:
         constant = facts.shape(bias)
@@ -208,7 +211,8 @@ def _is_joined_sum(plan: Plan, node: onnx_ir.Node) -> bool:
 
 def _joined(plan: Plan, node: onnx_ir.Node) -> onnx_ir.Value | None:
     """The operand of a sum that a layer's kernel adds the other operand to."""
-    own = {plan.results[layer] for layer in plan.layers if layer in plan.results}
+    joins = plan.placement.joins
+    own = {plan.results[layer] for layer in plan.layers if layer in plan.results and layer.op_type in joins}
     fitting = [value for value in node.inputs[:2] if value in own and value is not None and only_use(value)]
     return fitting[-1] if fitting else None
 

@@ -39,12 +39,12 @@ class WeightOnly:
     """Weights in 4 or 8 bits, in the first form that the runtime has kernels for.
 
     Args:
-        backend: Whose forms are used.
+        backend: Whose forms are used; None for those of the study's target.
     """
 
     name: ClassVar[str] = "weight-only"
 
-    def __init__(self, backend: str = "onnxruntime") -> None:
+    def __init__(self, backend: str | None = None) -> None:
         self._backend = backend
         self._study: Study | None = None
         self._statistics: Statistics | None = None
@@ -101,7 +101,7 @@ class WeightOnly:
             self._known, self._codes = KnownInputs(study.known if informed else None), {}
 
     def _forms(self, study: Study) -> list[Form]:
-        return usable_forms(self._backend, study.supports)
+        return usable_forms(self._backend or study.target.backend, study.supports)
 
     def _form(self, study: Study, layer: Layer, grid: Grid) -> Form | str:
         return form_for(layer, grid, self._forms(study), study.facts)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import onnx
 import onnx.parser
+import onnx_ir
 import pytest
 
 from optc.backends import ort_kernels
+from optc.backends.tensorrt import operators
 from optc.ir.functions import FUSED_DOMAIN
 from optc.ir.model import load
 from optc.ir.names import split_op
 from optc.ir.targets import builtin_targets
-from optc.passes.emit.claims import CLAIMS, Realisation, Recipe
+from optc.passes.emit.claims import CLAIMS, TENSORRT, Realisation, Recipe
 from optc.passes.fusion.fuse import fusions
 from optc.passes.fusion.qdq import KINDS, TO_FLOAT
 from optc.passes.manager import PassManager
@@ -132,11 +134,13 @@ def test_every_fused_op_has_a_row():
 
 @pytest.mark.parametrize("op", sorted(CLAIMS))
 def test_rows_name_real_operators(op):
-    """Whatever a row names is known to ONNX Runtime, with the type variables that the row names."""
+    """Whatever a row names is known to the runtime that it is for, with the type variables that the row names."""
     for row in CLAIMS[op]:
         if isinstance(row, Recipe):
             for domain, name in map(split_op, row.ops):
-                assert ort_kernels.supports(domain, name, 1 if domain else max(row.since, 17), "float32")
+                kernels = operators if row.only_on == {TENSORRT} else ort_kernels
+                dtype = onnx_ir.DataType.FLOAT
+                assert kernels.supports(domain, name, 1 if domain else max(row.since, 17), dtype)
             continue
         assert isinstance(row, Realisation)
         version = max(row.since, 17) if not row.domain else 1

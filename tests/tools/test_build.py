@@ -1,0 +1,87 @@
+"""``optc build`` and the options of a backend on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from optc.backends.tensorrt import backend
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+
+
+@pytest.fixture
+def bundle(cli, tmp_path: Path) -> Path:
+    out = tmp_path / "cnn.trt"
+    done = cli(
+        str(DIGITS / "cnn.onnx"), "-O1", "--target=a100", "--backend=tensorrt", "--verify=off", "--no-measure",
+        "--shape", "batch=1..8", "--backend-option", "builder-level=4", "--backend-option", "tune-for=batch=2",
+        "-o", str(out),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return out
+
+
+def test_backend_options_are_given_by_name(bundle: Path) -> None:
+    recipe = json.loads((bundle / "build.json").read_text())
+    assert recipe["builder_optimization_level"] == 4
+    assert recipe["profiles"][0]["image"]["optimum"] == [2, 1, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("builder-level",), "not NAME=VALUE"),
+        (("builder-level=1", "builder-level=2"), "given twice"),
+        (("bulder-level=1",), "did you mean builder-level"),
+    ],
+)
+def test_wrong_backend_options_are_refused(cli, tmp_path: Path, given: tuple[str, ...], says: str) -> None:
+    words = [word for text in given for word in ("--backend-option", text)]
+    out = str(tmp_path / "m.trt")
+    done = cli(str(DIGITS / "cnn.onnx"), "--target=a100", "--backend=tensorrt", *words, "-o", out)
+    assert done.code == 2 and says in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_tensorrt_one_line_says_what_to_install(cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_missing", lambda: "TensorRT is not installed")
+    done = cli("build", str(bundle))
+    assert done.code == 1
+    assert "an engine cannot be built here: TensorRT is not installed" in done.err
+    assert "pip install 'optc[tensorrt]'" in done.err and "Traceback" not in done.err
+
+
+def test_what_is_damaged_is_told_of_first(cli, bundle: Path, tmp_path: Path) -> None:
+    (bundle / "model.onnx").write_bytes(b"")
+    done = cli("build", str(bundle))
+    assert done.code == 1 and "the bundle is damaged: model.onnx has 0 bytes" in done.err
+    done = cli("build", str(tmp_path / "none"))
+    assert done.code == 1 and "no folder that optc wrote for TensorRT" in done.err
+
+
+def test_the_recipe_is_handed_to_the_builder(
+    cli, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    class Builder:
+        @staticmethod
+        def build(bundle: Path, output: Path, progress: object) -> None:
+            asked.append(bundle)
+            output.write_bytes(b"engine")
+
+    monkeypatch.setattr(backend, "_missing", lambda: None)
+    monkeypatch.setattr(backend, "importlib", SimpleNamespace(import_module=lambda name: Builder))
+    done = cli("build", str(bundle), "-o", str(tmp_path / "cnn.engine"))
+    assert done.code == 0 and asked == [bundle] and "wrote" in done.out
+    assert (tmp_path / "cnn.engine").read_bytes() == b"engine"
+    done = cli(
+        str(DIGITS / "cnn.onnx"), "-O0", "--target=a100", "--verify=off", "--no-measure",
+        "-o", str(tmp_path / "direct.engine"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert (tmp_path / "direct.engine").read_bytes() == b"engine" and len(asked) == 2
