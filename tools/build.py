@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from optc.backends.tensorrt.backend import ENGINE, build_engine
+from optc.backends.tensorrt.backend import ENGINE
+from optc.backends.tensorrt.builder import build
 from optc.backends.tensorrt.recipe import read_recipe
 from optc.ir.errors import OutputError
 from optc.tools.console import Bars
@@ -30,6 +31,9 @@ def command(bundle: Path, output: Path | None, quiet: bool) -> None:
     if not output.absolute().parent.is_dir():
         raise OutputError(f"the folder {str(output.absolute().parent)!r} does not exist", where=str(output))
     with nullcontext() if quiet else Bars() as bars:
-        build_engine(bundle, output, bars)
+        built = build(bundle, output, bars)
     if not quiet:
-        click.echo(f"wrote {output} ({size_text(output.stat().st_size)})")
+        for note in built.notes:
+            click.echo(f"note: {note}")
+        for file in built.files:
+            click.echo(f"wrote {file} ({size_text(file.stat().st_size)})")

@@ -7,8 +7,6 @@ how to build the engine. ``optc build`` finishes the job where TensorRT is.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,15 +15,19 @@ from typing import Any
 
 import onnx_ir
 
-from optc.backends.base import Artifact, Build, OpSignature, Probe, Runner
+from optc.backends import cuda
+from optc.backends.base import Artifact, Build, OpSignature, Probe
 from optc.backends.options import BackendOption, byte_count, flag, one_of, read_options, within
 from optc.backends.ort import OnnxRuntimeBackend, Session
 from optc.backends.tensorrt import operators
+from optc.backends.tensorrt.builder import build as build_engine
 from optc.backends.tensorrt.bundle import evidence_of, write_bundle
 from optc.backends.tensorrt.check import NotTaken, check, is_plugin, needed_version
+from optc.backends.tensorrt.library import INSTALL, OLDEST, installed_version, parse_version
 from optc.backends.tensorrt.prepare import prepare
 from optc.backends.tensorrt.profiles import profile
 from optc.backends.tensorrt.recipe import COMPATIBILITIES, LEVELS, Device
+from optc.backends.tensorrt.runner import EngineRunner
 from optc.ir.errors import BackendError, UsageError
 from optc.ir.functions import FUSED_DOMAIN, runnable
 from optc.ir.targets import Target
@@ -33,8 +35,6 @@ from optc.ir.targets import Target
 #: What stands for an ONNX Runtime execution provider in a target.
 PROVIDER = "TensorRT"
 BUNDLE, ENGINE = ".trt", ".engine"
-INSTALL = "pip install 'optc[tensorrt]' (Linux or Windows, with an NVIDIA GPU)"
-_BUILDER = "optc.backends.tensorrt.builder"
 
 
 def _sizes(text: str) -> dict[str, int]:
@@ -89,7 +89,7 @@ class TensorRtBackend:
         """Ready to write bundles anywhere; the reason says what is missing for engines."""
         missing = _missing()
         if missing is None:
-            return Probe(True, "writes bundles and builds engines")
+            return Probe(True, f"TensorRT {installed_version()}: builds engines, and writes bundles")
         return Probe(True, f"writes bundles; engines are built elsewhere: {missing}", INSTALL)
 
     def on(self, target: Target) -> Target:
@@ -192,42 +192,46 @@ class TensorRtBackend:
         with tempfile.TemporaryDirectory(prefix="optc-tensorrt-") as folder:
             bundle = Path(folder, f"{out.stem}{BUNDLE}")
             write_bundle(prepared, bundle, evidence, facts, timing_cache)
-            build_engine(bundle, out)
-        return Artifact(self.name, out, (out,), tuple(notes))
+            built = build_engine(bundle, out)
+        return Artifact(self.name, built.path, built.files, (*notes, *built.notes))
 
-    def open(self, path: Path, **options: Any) -> Runner:
-        """Open an engine, or a bundle, whose engine is built for it.
+    def open(self, path: Path, **options: Any) -> EngineRunner:
+        """Open an engine.
+
+        Args:
+            path: Its file.
+            options: ``cuda_graphs`` and ``weight_budget``, see :class:`EngineRunner`.
 
         Raises:
-            BackendError: TensorRT is not here, or the file is damaged.
+            BackendError: It is a bundle, TensorRT or a GPU is not here, or the file is damaged.
+            UsageError: There is no such option.
         """
-        missing = _missing()
-        if missing is not None:
-            hint = f"its graph alone runs in ONNX Runtime: optc run {path}/model.onnx" if path.is_dir() else INSTALL
-            raise BackendError(f"TensorRT cannot run it here: {missing}", where=str(path), hint=hint)
-        runner: Runner = importlib.import_module("optc.backends.tensorrt.runner").open_artifact(path, **options)
-        return runner
-
-
-def build_engine(bundle: Path, out: Path, progress: Any = None) -> Path:
-    """Build the engine of a bundle, with TensorRT and the GPU of this machine.
-
-    Raises:
-        BackendError: TensorRT or a GPU is not here, the bundle is damaged, or the builder fails.
-    """
-    missing = _missing()
-    if missing is not None:
-        raise BackendError(f"an engine cannot be built here: {missing}", where=str(bundle), hint=INSTALL)
-    importlib.import_module(_BUILDER).build(bundle, out, progress)
-    return out
+        path = Path(path)
+        if path.is_dir():
+            raise BackendError(
+                "this is a bundle, whose engine is not built yet",
+                where=str(path),
+                hint=f"optc build {path} builds it; optc run {path}/model.onnx runs its graph in ONNX Runtime",
+            )
+        given = {name: value for name, value in options.items() if value is not None}
+        unknown = sorted(given.keys() - {"cuda_graphs", "weight_budget"})
+        if unknown:
+            hint = "it has: cuda_graphs, weight_budget"
+            raise UsageError(f"the tensorrt backend has no option {unknown[0]!r}", hint=hint)
+        return EngineRunner(path, **given)
 
 
 def _missing() -> str | None:
-    """What is missing to build and run engines here, in a few words; None if nothing is known to be."""
-    if importlib.util.find_spec("tensorrt") is None:
+    """What is missing to build and run engines here, in a few words; None if nothing is."""
+    version = installed_version()
+    if version is None:
         return "TensorRT is not installed"
-    if importlib.util.find_spec(_BUILDER) is None:
-        return "this optc builds no engines yet"
+    if parse_version(version) < OLDEST:
+        return f"TensorRT {version} is too old"
+    try:
+        cuda.open_device()
+    except BackendError as error:
+        return error.what
     return None
 
 

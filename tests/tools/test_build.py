@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from optc.backends.tensorrt import backend
+from optc.backends.tensorrt import backend, library
+from optc.tools import build
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -48,10 +49,10 @@ def test_wrong_backend_options_are_refused(cli, tmp_path: Path, given: tuple[str
 
 
 def test_without_tensorrt_one_line_says_what_to_install(cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_missing", lambda: "TensorRT is not installed")
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
     done = cli("build", str(bundle))
     assert done.code == 1
-    assert "an engine cannot be built here: TensorRT is not installed" in done.err
+    assert "optc: error: TensorRT is not installed" in done.err
     assert "pip install 'optc[tensorrt]'" in done.err and "Traceback" not in done.err
 
 
@@ -63,25 +64,25 @@ def test_what_is_damaged_is_told_of_first(cli, bundle: Path, tmp_path: Path) -> 
     assert done.code == 1 and "no folder that optc wrote for TensorRT" in done.err
 
 
-def test_the_recipe_is_handed_to_the_builder(
+def test_the_bundle_is_handed_to_the_builder(
     cli, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = []
 
-    class Builder:
-        @staticmethod
-        def build(bundle: Path, output: Path, progress: object) -> None:
-            asked.append(bundle)
-            output.write_bytes(b"engine")
+    def built(bundle: Path, output: Path, progress: object = None) -> SimpleNamespace:
+        asked.append(bundle.name)
+        output.write_bytes(b"engine")
+        return SimpleNamespace(path=output, files=(output,), notes=("a note",))
 
     monkeypatch.setattr(backend, "_missing", lambda: None)
-    monkeypatch.setattr(backend, "importlib", SimpleNamespace(import_module=lambda name: Builder))
+    monkeypatch.setattr(backend, "build_engine", built)
+    monkeypatch.setattr(build, "build", built)
     done = cli("build", str(bundle), "-o", str(tmp_path / "cnn.engine"))
-    assert done.code == 0 and asked == [bundle] and "wrote" in done.out
-    assert (tmp_path / "cnn.engine").read_bytes() == b"engine"
+    assert done.code == 0 and asked == ["cnn.trt"] and "note: a note" in done.out and "wrote" in done.out
     done = cli(
         str(DIGITS / "cnn.onnx"), "-O0", "--target=a100", "--verify=off", "--no-measure",
         "-o", str(tmp_path / "direct.engine"),
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert (tmp_path / "direct.engine").read_bytes() == b"engine" and len(asked) == 2
+    assert (tmp_path / "direct.engine").read_bytes() == b"engine" and asked == ["cnn.trt", "direct.trt"]
+    assert "a note" in done.out

@@ -244,16 +244,42 @@ def test_an_ending_chooses_the_backend(tmp_path: Path):
     assert read_recipe(tmp_path / "m.trt").devices == (Device("a100", "8.0"),)
 
 
-def test_a_bundle_cannot_be_opened_without_tensorrt(tmp_path: Path, no_tensorrt):
+def test_a_bundle_is_no_engine_yet(tmp_path: Path):
     out = bundle_of(RELU, tmp_path / "m.trt")
-    with pytest.raises(BackendError, match="TensorRT is not installed") as caught:
+    with pytest.raises(BackendError, match="whose engine is not built yet") as caught:
         optc.load(out)
-    assert "m.trt/model.onnx" in (caught.value.hint or "")
+    assert f"optc build {out}" in (caught.value.hint or "") and "m.trt/model.onnx" in (caught.value.hint or "")
 
 
-def test_the_probe_says_what_is_missing(no_tensorrt):
+def test_engines_are_opened_with_options_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "EngineRunner", lambda path, **options: (path.name, options))
+    assert TensorRtBackend().open(tmp_path / "m.engine", cuda_graphs=False, threads=None) == (
+        "m.engine",
+        {"cuda_graphs": False},
+    )
+    with pytest.raises(UsageError, match="no option 'threads'"):
+        TensorRtBackend().open(tmp_path / "m.engine", threads=2)
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "says"),
+    [
+        (None, None, "TensorRT is not installed"),
+        ("9.3.0", None, "TensorRT 9.3.0 is too old"),
+        ("11.2.1", "cannot use the GPU: NVIDIA's driver is not installed", "NVIDIA's driver is not installed"),
+        ("11.2.1", None, "TensorRT 11.2.1: builds engines"),
+    ],
+)
+def test_the_probe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, version, gpu, says):
+    def open_device() -> None:
+        if gpu is not None:
+            raise BackendError(gpu)
+
+    monkeypatch.setattr(module, "installed_version", lambda: version)
+    monkeypatch.setattr(module.cuda, "open_device", open_device)
     probe = TensorRtBackend().probe()
-    assert probe.ready and "TensorRT is not installed" in probe.reason and "\n" not in probe.reason and probe.hint
+    assert probe.ready and says in probe.reason and "\n" not in probe.reason
+    assert (probe.hint is None) == ("builds engines, and" in probe.reason)
 
 
 @pytest.mark.parametrize(("name", "capability"), [("t4", "7.5"), ("a10", "8.6"), ("h100", "9.0"), ("b200", "10.0")])
