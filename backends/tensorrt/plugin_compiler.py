@@ -189,7 +189,7 @@ def compile_part(part: Part, targets: Sequence[Target], shapes: Mapping[str, Siz
     inputs = [by_name[value.name] for value in part.model.graph.inputs]
     outputs = list(plan.outputs)
     sizes = {size: parse(text) for size, text in launch.sizes.items()}
-    runtime = [size for size, literal in plan.kernels[name].sizes.items() if literal is None]
+    runtime = plan.kernels[name].passed
     integers = [parse(a.value or "0") for a in launch.args if a.buffer is None] + [sizes[size] for size in runtime]
     for dim in (*integers, *sizes.values()):
         _check_expressible(dim, part.about)

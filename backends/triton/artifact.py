@@ -25,7 +25,7 @@ from optc.ir.records import record
 from optc.ir.writing import replacing_folder
 
 #: Version of the format. A reader refuses what is newer.
-FORMAT = 2
+FORMAT = 3
 MANIFEST, PLAN, WEIGHTS = "manifest.json", "plan.json", "weights.safetensors"
 #: Element types by their names in safetensors and in plans.
 _SAFETENSORS: Mapping[str, tuple[str, Any]] = {

@@ -175,6 +175,7 @@ def _planned(model: onnx_ir.Model, lowering: Lowering, notes: tuple[str, ...]) -
                 hooks=made.hooks,
                 types=made.types,
                 sizes=made.literals,
+                passed=tuple(size for size in KERNELS[made.kernel].sizes if made.literals[size] is None),
                 grid=KERNELS[made.kernel].grid,
                 variants={},
             )

@@ -140,7 +140,7 @@ class CudaDevice:
             values: list[Any] = [
                 addresses[a.buffer] if a.buffer is not None else number(a.value or "0", bindings) for a in launch.args
             ]
-            values += [sizes[name] for name, literal in entry.sizes.items() if literal is None]
+            values += [sizes[name] for name in entry.passed]
             values += [0, 0]  # the scratch areas that Triton's kernels take and these do not use
             kinds = tuple(ctypes.c_void_p if size == 8 else ctypes.c_int32 for size in variant.parameters)
             known = {name: value for name, value in {**variant.constants, **sizes}.items() if isinstance(value, int)}

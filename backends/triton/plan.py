@@ -135,6 +135,7 @@ class KernelEntry:
         hooks: Hook parameter -> function in the source.
         types: Types of ``args``.
         sizes: Literal sizes; None for those that a launch passes.
+        passed: Those in the order of the function's parameters.
         grid: Number of programs, over sizes and constants.
         variants: Per architecture ("sm_80") what was compiled.
     """
@@ -144,6 +145,7 @@ class KernelEntry:
     hooks: Mapping[str, str]
     types: tuple[str, ...]
     sizes: Mapping[str, int | None]
+    passed: tuple[str, ...]
     grid: tuple[str, ...]
     variants: Mapping[str, Variant]
 
@@ -301,6 +303,9 @@ def _problems(plan: Plan) -> Iterator[str]:
     for size in sizes:
         if not size.isdecimal() and not symbols(parse(size)) <= known:
             yield f"the size {size!r} is of dims that no input has"
+    for name, kernel in plan.kernels.items():
+        if sorted(kernel.passed) != sorted(size for size, literal in kernel.sizes.items() if literal is None):
+            yield f"kernel {name!r} is passed other sizes than it takes"
     for launch in plan.launches:
         places = [*launch.reads, *launch.writes, *(a.buffer for a in launch.args if a.buffer is not None)]
         if launch.kernel not in plan.kernels or not all(0 <= place < len(plan.buffers) for place in places):

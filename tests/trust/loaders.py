@@ -192,7 +192,7 @@ def _artifacts(folder: Path) -> list[bytes]:
     """A small artifact as JSON: what its files hold."""
     variant = Variant({"BLOCK": 64}, 4, 2, "k.cubin", "k", 0, (8, 8, 8), "12.0", 32, 0, 0, "the only one")
     entry = KernelEntry(
-        "pointwise", "k.py", {"F": "f"}, ("*fp32",) * 3, {"n": None}, ("n // BLOCK + 1",), {"sm_80": variant}
+        "pointwise", "k.py", {"F": "f"}, ("*fp32",) * 3, {"n": None}, ("n",), ("n // BLOCK + 1",), {"sm_80": variant}
     )
     launch = Launch("k", (Argument(0), Argument(1), Argument(2)), {"n": "N*4"}, (0, 1), (2,), ("add",))
     plan = Plan(

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 import optc
 from optc.ir.errors import BackendError
+from optc.kernels.library import KERNELS
 
 from .models import model
 
@@ -78,10 +79,10 @@ def artifact(tmp_path, shapes):
 
 
 @pytest.fixture
-def opened(artifact, monkeypatch):
-    """Opens the artifact on a driver."""
+def opened_at(monkeypatch):
+    """Opens an artifact on a driver."""
 
-    def open_on(driver):
+    def open_on(artifact, driver):
         bindings = ModuleType("cuda.bindings")
         bindings.driver = driver
         monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
@@ -93,6 +94,12 @@ def opened(artifact, monkeypatch):
     yield open_on
     sys.modules.pop("optc.backends.triton.cuda_device", None)
     importlib.invalidate_caches()
+
+
+@pytest.fixture
+def opened(artifact, opened_at):
+    """Opens the artifact on a driver."""
+    return lambda driver: opened_at(artifact, driver)
 
 
 def test_what_a_launch_passes(opened):
@@ -111,6 +118,20 @@ def test_what_a_launch_passes(opened):
     assert 3 in values, "the number of rows is an argument"
     copies = [arguments for name, arguments in driver.calls if name == "cuMemcpyHtoD"]
     assert {arguments[2] for arguments in copies} == {8 * 4 * 4, 3 * 8 * 4}
+
+
+def test_sizes_are_passed_in_the_order_of_the_functions_parameters(tmp_path, opened_at):
+    """The plan's JSON sorts its keys; the function's parameters are not sorted by name."""
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[B,N] x) => (float[B,N] y) { y = Softmax <axis=-1> (x) }'
+    artifact = optc.compile(model(text), target="a100", output=tmp_path / "s.optc", verify="off").artifact
+    driver = Driver()
+    runner = opened_at(artifact, driver)
+    runner.run({"x": np.zeros((3, 5), np.float32)})
+    (entry,) = runner.artifact.plan.kernels.values()
+    sizes = KERNELS[entry.kernel].sizes
+    assert entry.passed == sizes != tuple(sorted(sizes))
+    ((_, launched),) = [call for call in driver.calls if call[0] == "cuLaunchKernel"]
+    assert list(launched[9][0][-4:]) == [3, 5, 0, 0]
 
 
 def test_memory_is_taken_once_per_size(opened):
