@@ -12,7 +12,7 @@ import importlib
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,23 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Added:
-    """The plugins that a model calls now, and why other parts were left: the first node's name, and the reason."""
+    """Plugins that a model calls now.
 
-    plugins: tuple[recipe.Plugin, ...]
-    refused: Mapping[str, str]
+    Attributes:
+        plugins: For the recipe.
+        files: Contents of their files, by name in the bundle.
+        about: What each computes.
+        refused: Parts that were left as they are: the first node's name, and the reason.
+    """
+
+    plugins: tuple[recipe.Plugin, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    about: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def add_plugins(
-    model: onnx_ir.Model, regions: Iterable[Region], targets: Sequence[Target], folder: Path, shapes: Mapping[str, Size]
+    model: onnx_ir.Model, regions: Iterable[Region], targets: Sequence[Target], shapes: Mapping[str, Size]
 ) -> Added:
     """Let a model call plugins for parts of it, as far as they can be compiled.
 
@@ -74,11 +83,10 @@ def add_plugins(
         model: The model, ready for TensorRT otherwise; it is changed.
         regions: The parts; each is one or more nodes of the main graph, in order, that can run without a break.
         targets: The devices to compile for.
-        folder: The bundle that is being made.
         shapes: Usual sizes or ranges of symbolic dims, for which tiles are chosen.
     """
     rewriter = Rewriter(model)
-    made: dict[str, recipe.Plugin] = {}
+    made: dict[str, Compiled] = {}
     refused: dict[str, str] = {}
     for region in regions:
         try:
@@ -87,13 +95,14 @@ def add_plugins(
         except BackendError as error:
             refused[region[0].name or ""] = error.what
             continue
-        for name, text in compiled.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, "utf-8")
-        name = f"{NAMESPACE}::{compiled.plugin.name}"
-        made.setdefault(name, recipe.Plugin(name, tuple(compiled.files)))
+        made[f"{NAMESPACE}::{compiled.plugin.name}"] = compiled
         _call(rewriter, part, region, compiled.plugin)
-    return Added(tuple(made.values()), refused)
+    return Added(
+        tuple(recipe.Plugin(name, tuple(compiled.files)) for name, compiled in made.items()),
+        {name: text for compiled in made.values() for name, text in compiled.files.items()},
+        tuple(compiled.plugin.about for compiled in made.values()),
+        refused,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ so that a later run is one launch. A few sessions are kept; older ones hand thei
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import onnx_ir
 from optc.backends import cuda
 from optc.backends.base import ValueSpec, check_names
 from optc.backends.tensorrt.engine_file import EngineInfo, read_info
+from optc.backends.tensorrt.feeds import Profile, Shape, anonymous, checked, choose_profile, same_dims
 from optc.backends.tensorrt.inspector import Layer, layers
 from optc.backends.tensorrt.library import library, part
 from optc.backends.tensorrt.monitor import Log
-from optc.ir.errors import BackendError, DataError
+from optc.ir.errors import BackendError
 
 #: TensorRT's element types that have one element to a byte or more -> ONNX's.
 DTYPES: Mapping[str, onnx_ir.DataType] = {
@@ -38,10 +39,6 @@ DTYPES: Mapping[str, onnx_ir.DataType] = {
 #: How many sets of shapes are kept ready.
 _KEPT = 4
 _AGAIN = "build it again on this machine, from its bundle: optc build model.trt"
-
-Shape = tuple[int, ...]
-#: For each input the least and the greatest shape.
-Profile = Mapping[str, tuple[Shape, Shape]]
 
 
 @dataclass(frozen=True)
@@ -119,9 +116,9 @@ class EngineRunner:
         """Run once; see :meth:`optc.backends.base.Runner.run`."""
         where = str(self._path)
         check_names(feeds, self._inputs, where)
-        arrays = {spec.name: _checked(spec, np.asarray(feeds[spec.name]), where) for spec in self._inputs}
+        arrays = {spec.name: checked(spec, np.asarray(feeds[spec.name]), where) for spec in self._inputs}
         shapes = {name: array.shape for name, array in arrays.items()}
-        _same_dims(self._inputs, shapes, where)
+        same_dims(self._inputs, shapes, where)
         profile = choose_profile(self._inputs, self._profiles, shapes, where)
         self._device.use()
         session = self._session(shapes, profile)
@@ -189,7 +186,7 @@ class EngineRunner:
         """The interface: as the model has it, with names of dims, or else as the engine has it."""
         ports = self._ports.values()
         if info is None:
-            specs = {port.name: ValueSpec(port.name, port.dtype, _dims(port.shape)) for port in ports}
+            specs = {port.name: ValueSpec(port.name, port.dtype, anonymous(port.shape)) for port in ports}
         else:
             specs = {tensor.name: tensor.spec for tensor in (*info.inputs, *info.outputs) if tensor.name in self._ports}
             for port in ports:
@@ -321,63 +318,6 @@ class EngineRunner:
 
     def _failed(self, doing: str) -> BackendError:
         return BackendError(f"TensorRT could not {doing}:{self._log.told()}", where=str(self._path))
-
-
-def choose_profile(
-    inputs: Sequence[ValueSpec], profiles: Sequence[Profile], shapes: Mapping[str, Shape], where: str
-) -> int:
-    """The first profile that takes all shapes.
-
-    Raises:
-        DataError: None does; the message names the dim and the sizes that it may have.
-    """
-    for index, profile in enumerate(profiles):
-        if all(_within(shapes[name], ends) for name, ends in profile.items()):
-            return index
-    for spec in inputs:
-        for axis, size in enumerate(shapes[spec.name]):
-            ends = [(p[spec.name][0][axis], p[spec.name][1][axis]) for p in profiles if spec.name in p]
-            if ends and not any(low <= size <= high for low, high in ends):
-                dim = (spec.shape or ())[axis]
-                told = f"dim {dim!r}" if isinstance(dim, str) else f"dim {axis}"
-                ranges = " or ".join(dict.fromkeys(f"{low}..{high}" for low, high in ends))
-                raise DataError(
-                    f"{told} of input {spec.name!r} is {size}; the engine was built for {ranges}",
-                    where=where,
-                    hint="build it again for such sizes: compile the model with a --shape that allows them",
-                )
-    given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    raise DataError(f"no profile of the engine takes these shapes together: {given}", where=where)
-
-
-def _within(shape: Shape, ends: tuple[Shape, Shape]) -> bool:
-    return all(low <= size <= high for low, size, high in zip(ends[0], shape, ends[1], strict=True))
-
-
-def _same_dims(inputs: Sequence[ValueSpec], shapes: Mapping[str, Shape], where: str) -> None:
-    """Refuse inputs that disagree on a named dim; TensorRT does not know the names."""
-    found: dict[str, tuple[int, str]] = {}
-    for spec in inputs:
-        for dim, size in zip(spec.shape or (), shapes[spec.name], strict=True):
-            if isinstance(dim, str):
-                before, first = found.setdefault(dim, (size, spec.name))
-                if before != size:
-                    raise DataError(f"dim {dim!r} is {before} in {first!r} and {size} in {spec.name!r}", where=where)
-
-
-def _checked(spec: ValueSpec, array: np.ndarray, where: str) -> np.ndarray:
-    """An input as it can be copied."""
-    assert spec.dtype is not None and spec.shape is not None
-    fits = len(array.shape) == len(spec.shape) and all(
-        not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape, array.shape, strict=True)
-    )
-    if array.dtype != spec.dtype.numpy() or not fits:
-        raise DataError(f"{spec.name!r} is {array.dtype}{list(array.shape)}, but the engine takes {spec}", where=where)
-    return np.ascontiguousarray(array).reshape(array.shape)  # the first makes a vector of a scalar
-
-
-def _dims(shape: Shape) -> tuple[int | None, ...]:
-    return tuple(None if dim < 0 else dim for dim in shape)
 
 
 def _allocator(trt: Any) -> Any:
