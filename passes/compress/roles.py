@@ -10,6 +10,8 @@ from optc.ir.facts import Facts
 from optc.ir.rewriter import users
 from optc.passes.compress.layers import Layer
 
+#: What is no layer, and so has a precision only.
+RESIDUAL = "residual"
 #: All roles, and what they are; a layer has several. A part after a dot narrows the role before it.
 ROLES: dict[str, str] = {
     "attention": "makes queries, keys or values of attention, or takes its output",
@@ -24,6 +26,7 @@ ROLES: dict[str, str] = {
     "matmul": "a MatMul or Gemm",
     "first": "no other layer stands before it",
     "last": "no other layer stands behind it",
+    RESIDUAL: "adds two values of one shape, as residual connections do; only its precision can change",
 }
 
 _ACTIVATIONS = frozenset(

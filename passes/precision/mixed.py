@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from optc.ir.functions import drop_unused_functions, runnable
 from optc.ir.mapped import Spool
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Decision, LedgerRow, Numerics, Pass, PassContext
+from optc.passes.compress.policy import read_policy
+from optc.passes.precision.chosen import kept_by
 from optc.passes.precision.costs import Costs, bound_dims
 from optc.passes.precision.emulate import emulate
 from optc.passes.precision.masks import masking
@@ -39,6 +42,7 @@ class MixedPrecision(Pass):
         dtype: "fp16", "bf16", or "auto" for the one that the target multiplies faster, fp16 where they are equal.
         always: Do it also for a target that computes no faster in it.
         min_gain: The share of time that the whole model must gain where it can be timed.
+        policy: Which layers may become "fp16" or "bf16", see :mod:`optc.passes.compress.policy`.
     """
 
     name: ClassVar[str] = "mixed-precision"
@@ -47,10 +51,12 @@ class MixedPrecision(Pass):
     dtype: str = "auto"
     always: bool = False
     min_gain: float = 0.03
+    policy: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype != "auto":
             narrow_type(self.dtype)
+        _ = read_policy(self.policy)
 
     def run(self, ctx: PassContext) -> None:
         narrow = self._narrow(ctx)
@@ -109,13 +115,15 @@ class _Work:
 
     def run(self) -> None:
         planner = self._planner()
-        plan = planner.plan()
+        policy = read_policy(self.options.policy)
+        chosen = kept_by(policy, planner.graph, planner.facts, self.narrow, self.options.name)
+        plan = planner.plan(chosen)
         if not plan.slots:
             self._tell(plan, None, "nothing can be narrow, or nothing that is worth the casts")
             return
         judged = self._judged(plan)
         if judged.reason is not None:
-            found = self._bisected(planner, plan)
+            found = self._bisected(planner, plan, chosen)
             if found is None:
                 self._tell(plan, None, f"no part of it stays inside the budget: {judged.reason}", judged.error)
                 return
@@ -187,14 +195,14 @@ class _Work:
             write(rewriter, moved, self._keep())
         return copy
 
-    def _bisected(self, planner: Planner, plan: Plan) -> tuple[Plan, Any] | None:
+    def _bisected(self, planner: Planner, plan: Plan, chosen: Mapping[onnx_ir.Node, str]) -> tuple[Plan, Any] | None:
         """The plan with as few of the nodes that err most in single precision again as the budget needs."""
         order = ranked(self.measure, runnable(self.ctx.model), self._candidate(plan, rounded=True), plan)
         best: tuple[Plan, Any] | None = None
         low, high = 0, len(order)
         while high - low > 1:
             middle = (low + high) // 2
-            tried = planner.plan(dict.fromkeys(order[:middle], _TOO_FAR))
+            tried = planner.plan({**chosen, **dict.fromkeys(order[:middle], _TOO_FAR)})
             judged = self._judged(tried) if tried.slots else None
             if judged is not None and judged.reason is None:
                 best, high = (tried, judged), middle

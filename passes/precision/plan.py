@@ -101,7 +101,8 @@ class Planner:
         kept = kept or {}
         free = [node for node in self._slots if node not in kept]
         low = self._cheapest(free)
-        reasons = {node: kept.get(node, NOT_WORTH) for node in self._slots if node not in low}
+        # What only looks at a value (its shape, say) is not worth telling of.
+        reasons = {node: kept.get(node, NOT_WORTH) for node, s in self._slots.items() if s.outputs and node not in low}
         reasons |= self._pinned
         ordered = {node: reasons[node] for node in self.graph if node in reasons}
         return Plan(

@@ -47,7 +47,7 @@ def slots_of(node: onnx_ir.Node, row: Row, facts: Facts, narrow: Narrow, support
         supports: Asks the target's runtime; None where only the standard is asked.
     """
     inputs = [index for index, value in enumerate(node.inputs) if facts.dtype(value) == _FLOAT]
-    outputs = [index for index, value in enumerate(node.outputs) if facts.dtype(value) == _FLOAT]
+    outputs = [index for index, value in enumerate(node.outputs) if value.name and facts.dtype(value) == _FLOAT]
     version = facts.opset(node.domain)
     if node.domain == FUSED_DOMAIN:
         return Slots(tuple(inputs), tuple(outputs))

@@ -202,3 +202,14 @@ def test_any_graph_stays_valid_keeps_its_interface_and_is_inside_the_budget(data
         ]
     assert result.report.verification.status != "failed"
     assert all(record.status != "rolled back" for record in result.report.passes), result.report.passes
+
+
+def test_a_policy_keeps_what_it_names_in_single_precision():
+    policy = "last=none;residual=none;*=fp16"
+    result = compiled(vit_block(), f'mixed-precision{{always=true,policy="{policy}"}}')
+    rows = {row.node: row.reason for row in result.report.ledger if row.technique == "mixed-precision"}
+    told = [node for node, reason in rows.items() if reason.startswith("the policy says")]
+    kept = [node for node in result.model.graph if node.name in told]
+    assert sorted(node.op_type for node in kept) == ["Add", "Add", "MatMul"]
+    assert not {node.op_type for node in kept} & set(narrow(result.model)) - {"MatMul", "Add"}
+    assert all(node.outputs[0].dtype != onnx_ir.DataType.FLOAT16 for node in kept)
