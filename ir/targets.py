@@ -29,6 +29,7 @@ class Target:
         l2_cache: Bytes.
         bandwidth: Memory bandwidth, bytes per second.
         peak: Dense peak rate by precision, operations per second.
+        granule: Channels that its vector or matrix units take at a time: sizes are best multiples of it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Target:
     l2_cache: int | None = None
     bandwidth: float | None = None
     peak: Mapping[str, float] = field(default_factory=dict, hash=False)
+    granule: int = 16
 
     def has(self, capability: str) -> bool:
         """Whether the target has a capability."""

@@ -25,6 +25,7 @@ BUILTIN: dict[str, str] = {
     "split-projections": "optc.passes.compress.projections:SplitProjections",
     "inference-precision": "optc.passes.compress.precision:InferencePrecision",
     "mixed-precision": "optc.passes.precision.mixed:MixedPrecision",
+    "low-rank": "optc.passes.compress.lowrank.factorize:LowRankPass",
     "quantize": "optc.passes.compress.quantize:Quantize",
     "prune": "optc.passes.compress.prune.prune:Prune",
 }

@@ -36,12 +36,19 @@ class Clock:
         key = (*shape, option.label if option else None)
         if key not in self._seconds:
             trials: dict[str | None, Trial] = {None: as_it_is(self.study, layer)}
-            trials |= {other.label: other.trial() for other in options if other.trial is not None}
+            trials |= {
+                other.label: other.trial()
+                for other in options
+                if other.trial is not None and (*shape, other.label) not in self._seconds
+            }
             runs = {str(label): (self.study.measure.open(trial.model), trial.feeds) for label, trial in trials.items()}
             calls = {label: partial(run.run, feeds) for label, (run, feeds) in runs.items()}
             measured = self.study.measure.time(calls, _TRIAL_SECONDS * len(calls))
-            self._seconds |= {(*shape, label): measured[str(label)] for label in trials}
-            self._seconds.setdefault(key, self._seconds[(*shape, None)])
+            # What is timed later is held against what the layer as it is took then.
+            base = self._seconds.setdefault((*shape, None), measured[str(None)])
+            drift = base / measured[str(None)]
+            self._seconds |= {(*shape, label): measured[str(label)] * drift for label in trials if label is not None}
+            self._seconds.setdefault(key, base)
         return self._seconds[key]
 
 
@@ -58,6 +65,7 @@ def estimated_seconds(study: Study, layer: Layer, option: Option | None) -> floa
     # What stays in floats goes into 16 bits in the end, where these are faster.
     width, floats = (2, half) if half > single else (4, single)
     size = width * layer.rows * layer.columns if option is None else option.bytes
-    moved = size + width * (int(np.prod(x)) + count * layer.columns)
+    work, inner = (1.0, 0.0) if option is None else (option.work, option.inner)
+    moved = size + width * (int(np.prod(x)) + count * (layer.columns + 2 * inner))
     rate = floats if option is None or option.precision == "fp32" else rates.get(option.precision) or floats
-    return max(2.0 * count * layer.rows * layer.columns / rate, moved / (study.target.bandwidth or 1e11))
+    return max(2.0 * count * layer.rows * layer.columns * work / rate, moved / (study.target.bandwidth or 1e11))

@@ -36,7 +36,7 @@ class DynamicInt8:
     def why_not(self, study: Study) -> str | None:
         if study.target.kind != "cpu":
             return "products with INT8 activations are written for CPUs only"
-        return None if self._usable(study) else "the runtime has no kernels for it"
+        return None if self.schemes(study) else "the runtime has no kernels for it"
 
     def requests(self, study: Study, layer: Layer) -> Iterable[Request]:
         return [rows_request(layer)] if layer.kind == "matmul" else []
@@ -50,7 +50,7 @@ class DynamicInt8:
         if not (np.isfinite(x).all() and np.isfinite(matrix).all()):
             return "not all of its weights and inputs are finite"
         options = []
-        for scheme in self._usable(study):
+        for scheme in self.schemes(study):
             arrays = scheme.encode(matrix)
             if arrays is None:
                 continue
@@ -100,7 +100,7 @@ class DynamicInt8:
     def settle(self, rewriter: Rewriter, study: Study) -> Sequence[Leftover]:
         return ()
 
-    def _usable(self, study: Study) -> list[Scheme]:
+    def schemes(self, study: Study) -> list[Scheme]:
         """The schemes that the target's runtime has kernels for."""
         return [scheme for scheme in SCHEMES.values() if study.supports("com.microsoft", scheme.op)]
 

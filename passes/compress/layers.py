@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
+from optc.passes.calibration.views import COLUMNS, Patches, View
 
 #: "matmul" is x (..., K) @ W; "conv" is a convolution, a product of image patches of K numbers with W;
 #: "lookup" takes rows of a table, which is a product with rows of an identity.
@@ -69,6 +70,13 @@ class Layer:
         if self.kind == "conv":
             return array.reshape(self.columns, -1)
         return array if self.transposed else array.T
+
+    def view(self, facts: Facts) -> View:
+        """How a product or convolution sees its input as rows."""
+        if self.kind != "conv":
+            return COLUMNS
+        shape = facts.shape(self.weight) or ()
+        return Patches.of(self.node, [int(size) for size in shape[2:]])  # type: ignore[arg-type]
 
     def on(self, node: onnx_ir.Node) -> Layer:
         """The same layer in a copy of its graph, where it is ``node``."""

@@ -54,11 +54,18 @@ class Rule:
         return (4 if any(sign in self.what for sign in "*?[") else 5), len(self.what)
 
     def allows(self, option: Option) -> bool:
-        """Whether an option is among what it allows."""
-        parts = option.label.split("-")
-        return any(
-            one in ("any", option.technique) or one in parts or fnmatchcase(option.label, one) for one in self.allowed
+        """Whether an option is among what it allows: all that it does to a layer, one thing after the other."""
+        first, *others = option.label.split("+")
+        return (
+            "any" in self.allowed
+            or any(fnmatchcase(option.label, one) for one in self.allowed)
+            or (
+                (option.technique in self.allowed or self._names(first)) and all(self._names(other) for other in others)
+            )
         )
+
+    def _names(self, label: str) -> bool:
+        return any(one in label.split("-") or fnmatchcase(label, one) for one in self.allowed)
 
     def __str__(self) -> str:
         return f"{self.what}={','.join(self.allowed) or 'none'}"

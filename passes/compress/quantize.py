@@ -14,6 +14,7 @@ from optc.ir.errors import UsageError
 from optc.passes.base import Attempt, Decision, LedgerRow, Numerics, Pass, PassContext
 from optc.passes.compress.dynamic_int8 import DynamicInt8
 from optc.passes.compress.layers import weighted_layers
+from optc.passes.compress.lowrank.technique import LowRank
 from optc.passes.compress.policy import read_policy
 from optc.passes.compress.recipe import Recipe, layers_digest, read_recipe
 from optc.passes.compress.roles import roles_of
@@ -22,9 +23,10 @@ from optc.passes.compress.static_int8 import StaticInt8
 from optc.passes.compress.techniques import Option, Study, Technique
 from optc.passes.compress.weights.technique import WeightOnly
 
-#: All techniques by name. A new one is one more row.
+#: All techniques by name, in the order in which they write: what makes layers out of layers comes first, as the others
+#: may scale weights that they find. A new one is one more row.
 TECHNIQUES: dict[str, type[Technique]] = {
-    technique.name: technique for technique in (DynamicInt8, StaticInt8, WeightOnly)
+    technique.name: technique for technique in (LowRank, DynamicInt8, StaticInt8, WeightOnly)
 }
 
 

@@ -31,6 +31,8 @@ _STEPS = 9
 _NOISE = 0.03
 #: Whole models whose times are closer than this share of the time before count as equally fast.
 _TIE = 0.01
+#: The frontier of a set that is predicted to save less than this share of what the best one does is not measured.
+_PROMISING = 0.5
 #: The frontier's bisection ends when its bounds are this close.
 _CLOSE = 1.03
 
@@ -133,7 +135,7 @@ class Search:
             reasons = dict.fromkeys(row.reason for row in self._rows)
             return self._outcome(None, "; ".join(reasons) or "there is nothing to propose")
         self._learn_gains()
-        finalists = dict.fromkeys(one for names in self._sets() for one in self._finalists(names))
+        finalists = dict.fromkeys(one for names in self._promising() for one in self._finalists(names))
         if not finalists:
             budget = f"the error budget of {self.study.measure.max_error:.3g} on {self.study.measure.data}"
             return self._outcome(None, f"no assignment stays inside {budget}")
@@ -253,6 +255,12 @@ class Search:
         yield frozenset(names)
         if len(names) > 1:
             yield from (frozenset({name}) for name in sorted(names))
+
+    def _promising(self) -> list[frozenset[str]]:
+        """The sets whose frontiers are worth measuring, by what they are predicted to save inside the budget."""
+        sets = list(self._sets())
+        promises = [self._saved(self._below(self.study.measure.max_error, names)) for names in sets]
+        return [one for one, promise in zip(sets, promises, strict=True) if promise >= _PROMISING * max(promises)]
 
     def _at(self, price: float, names: frozenset[str] | None) -> Assignment:
         """The assignment in which every layer takes what is cheapest for it at a price of squared error."""

@@ -50,6 +50,8 @@ class Option:
         precision: What it computes in, a key of :attr:`optc.ir.targets.Target.peak`; for estimates of time.
         trial: Makes what it is timed by; None where it takes the time that the layer takes now. Only sizes matter.
         judge: Finds the error, where that takes work: it is asked for only if the option is cheap enough to matter.
+        work: Share of the layer's multiplications that are left; for estimates of time.
+        inner: Numbers that pass between its parts for each row or pixel of the result; for estimates of time.
     """
 
     technique: str
@@ -59,6 +61,8 @@ class Option:
     precision: str = "fp32"
     trial: Callable[[], Trial] | None = field(default=None, compare=False, repr=False)
     judge: Callable[[], float] | None = field(default=None, compare=False, repr=False)
+    work: float = 1.0
+    inner: float = 0.0
 
     def judged(self) -> Option:
         """The same with its error."""

@@ -14,7 +14,6 @@ from optc.ir.ops import operand
 from optc.passes.calibration.formats import IntFormat
 from optc.passes.calibration.ranges import candidates, choose
 from optc.passes.calibration.store import Request, Statistics
-from optc.passes.calibration.views import COLUMNS, Patches, View
 from optc.passes.clean.rules_quantized import RANGES, Grid
 from optc.passes.compress.integer import grids
 from optc.passes.compress.integer.insert import Parameters
@@ -103,17 +102,10 @@ class Knowledge:
             return
         for value in self.plan.values:
             yield Request(value.name or "", histogram=True)
-        view, name = self.view(layer), layer.x.name or ""
+        view, name = layer.view(self.study.facts), layer.x.name or ""
         yield Request(name, view=view, gram=layer.rows <= _LARGEST_GRAM, rows=_ROWS)
         if layer.kind == "matmul":
             yield Request(name, channels=-1)
-
-    def view(self, layer: Layer) -> View:
-        """How the layer sees its input as rows."""
-        if layer.kind == "matmul":
-            return COLUMNS
-        shape = self.study.facts.shape(layer.weight) or ()
-        return Patches.of(layer.node, [int(size) for size in shape[2:]])  # type: ignore[arg-type]
 
     # -- ranges -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +156,7 @@ class Knowledge:
 
     def _rows(self, layer: Layer) -> np.ndarray | None:
         try:
-            rows = self.statistics.rows(layer.x.name or "", self.view(layer))
+            rows = self.statistics.rows(layer.x.name or "", layer.view(self.study.facts))
         except DataError:
             return None
         return rows if len(rows) else None
@@ -244,10 +236,10 @@ class Knowledge:
         limit, room = self.placement.weight_limit, bias if self.placement.integer_bias else None
         found = [to_nearest(weight, axis, limit, room, x.scale[0])]
         if axis is not None and self.gram_problem(layer) is None:
-            gram = self.statistics.gram(layer.x.name or "", self.view(layer))
+            gram = self.statistics.gram(layer.x.name or "", layer.view(self.study.facts))
             if scale.size > 1:
                 gram = gram / np.outer(scale, scale)
-            seen = self.statistics.gram_rows(layer.x.name or "", self.view(layer))
+            seen = self.statistics.gram_rows(layer.x.name or "", layer.view(self.study.facts))
             better = by_correlation(weight, axis, limit, gram, seen, room, x.scale[0])
             found += [better] if better is not None else []
         return found
@@ -256,7 +248,7 @@ class Knowledge:
         """Why there is no Gram matrix of a layer's input; None if there is."""
         if layer.rows > _LARGEST_GRAM or layer.node.op_type == "ConvTranspose":
             return "it is too large"
-        return self.statistics.why_not(Request(layer.x.name or "", view=self.view(layer), gram=True))
+        return self.statistics.why_not(Request(layer.x.name or "", view=layer.view(self.study.facts), gram=True))
 
     def _matrix(self, layer: Layer, codes: Codes) -> np.ndarray:
         """The weights as (K, N), as :meth:`Layer.matrix` has them."""
