@@ -27,6 +27,7 @@ BUILTIN: dict[str, str] = {
     "mixed-precision": "optc.passes.precision.mixed:MixedPrecision",
     "low-rank": "optc.passes.compress.lowrank.factorize:LowRankPass",
     "quantize": "optc.passes.compress.quantize:Quantize",
+    "dead-channels": "optc.passes.compress.prune.dead:DeadChannels",
     "prune": "optc.passes.compress.prune.prune:Prune",
 }
 
