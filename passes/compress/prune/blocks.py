@@ -1,22 +1,23 @@
 """Removing whole residual blocks: where x + f(x) can be x.
 
 A block is a sum one side of which is all that the other side is made of. What it is worth is the size of f(x) as a
-share of the sum's, measured; the least goes first, and sums are measured anew after each, as the ones behind it see
-something else then.
+share of that of x, measured; the least goes first, and the others are measured anew now and then, as those behind it
+see something else then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import onnx_ir
 
-from optc.ir.dims import Dim
 from optc.ir.facts import Facts
 from optc.ir.ops import is_op
 from optc.ir.rewriter import Rewriter, users
 from optc.passes.calibration.store import Request
+from optc.passes.compress.prune.cut import drop_unused
 from optc.passes.compress.prune.work import Work
 
 #: Blocks between two measurements of what the others are worth, as a share of all.
@@ -28,38 +29,77 @@ class Block:
     """A sum x + f(x).
 
     Attributes:
-        node: The Add.
+        node: The Add, or an operator that adds and normalizes.
         kept: The side that stays, x.
+        branch: The side that goes, f(x).
         body: The nodes of f that nothing else reads.
-        share: The size of f(x) over that of the sum; None if it was not measured.
+        share: The size of f(x) over that of x; None if it was not measured.
     """
 
     node: onnx_ir.Node
     kept: onnx_ir.Value
+    branch: onnx_ir.Value
     body: frozenset[onnx_ir.Node]
     share: float | None = None
 
     @property
     def name(self) -> str:
-        """The name of the Add."""
+        """The name of the sum."""
         return self.node.name or self.node.outputs[0].name or ""
 
 
 def blocks_of(graph: onnx_ir.Graph, facts: Facts) -> Iterator[Block]:
     """The residual blocks of a graph, in order."""
     for node in graph:
-        if not is_op(node, "Add") or any(v is None or facts.is_const(v) for v in node.inputs):
+        summands = _summands(node, facts)
+        if summands is None:
             continue
-        left, right = node.inputs
-        for kept, branch in ((left, right), (right, left)):
+        for kept, branch in permutations(summands):
             body = _body(branch, kept, node)
-            if body and _same(facts.shape(kept), facts.shape(node.outputs[0])):
-                yield Block(node, kept, body)
+            if body and facts.shape(kept) is not None and facts.shape(kept) == facts.shape(node.outputs[0]):
+                yield Block(node, kept, branch, body)
                 break
 
 
-def _same(kept: tuple[Dim, ...] | None, made: tuple[Dim, ...] | None) -> bool:
-    return kept is not None and kept == made
+def _summands(node: onnx_ir.Node, facts: Facts) -> tuple[onnx_ir.Value, onnx_ir.Value] | None:
+    """The two computed values that a node adds, constants aside."""
+    if is_op(node, "Add", "Sum"):
+        given = [value for value in node.inputs if value is not None]
+    elif node.domain == "com.microsoft" and node.op_type in _NORMALIZED and facts.opset() >= 17:
+        given = [value for value in node.inputs[:2] if value is not None]
+    else:
+        return None
+    computed = [value for value in given if not facts.is_const(value)]
+    return (computed[0], computed[1]) if len(computed) == 2 else None
+
+
+#: Operators that add and normalize, and what normalizes alone; both are followed by weights and a bias.
+_NORMALIZED = {
+    "SkipLayerNormalization": "LayerNormalization",
+    "SkipSimplifiedLayerNormalization": "SimplifiedLayerNormalization",
+}
+
+
+def _remove(rw: Rewriter, block: Block) -> None:
+    """Let what reads the sum read the side that stays."""
+    node = block.node
+    with rw.at(node, "prune-block", tuple(block.body)):
+        if node.op_type not in _NORMALIZED:
+            rw.replace(node.outputs[0], block.kept)
+        else:
+            parameters = node.inputs[2:4] if node.op_type == "SkipLayerNormalization" else node.inputs[2:3]
+            epsilon = node.attributes.get("epsilon")
+            normalized = rw.op(
+                _NORMALIZED[node.op_type],
+                block.kept,
+                *parameters,
+                axis=-1,
+                epsilon=1e-5 if epsilon is None else epsilon.as_float(),
+            )
+            rw.replace(node.outputs[0], normalized)
+            if len(node.outputs) > 3:
+                rw.replace(node.outputs[3], block.kept)
+    rw.erase(node)
 
 
 def _body(branch: onnx_ir.Value, kept: onnx_ir.Value, end: onnx_ir.Node) -> frozenset[onnx_ir.Node]:
@@ -105,10 +145,9 @@ def remove_blocks(rw: Rewriter, work: Work, ratio: float) -> tuple[list[Block], 
         for block in candidates[: min(step, wanted - len(removed))]:
             if block.node.graph is None or block.kept not in block.node.inputs:
                 continue  # it was part of another one that went, or its input is another by now
-            with rw.at(block.node, "prune-block", tuple(block.body)):
-                rw.replace(block.node.outputs[0], block.kept)
-            rw.erase(block.node)
+            _remove(rw, block)
             removed.append(block)
+    drop_unused(rw)
     gone = {block.name for block in removed}
     left = {block.name: "other blocks are worth less" for block in found if block.name not in gone}
     return removed, left
@@ -116,16 +155,12 @@ def remove_blocks(rw: Rewriter, work: Work, ratio: float) -> tuple[list[Block], 
 
 def _measured(blocks: list[Block], work: Work, model: onnx_ir.Model) -> list[Block]:
     """Blocks with what they are worth, least first."""
-    names = {block: [block.node.outputs[0].name or "", *_branch(block)] for block in blocks}
-    requests = [Request(name) for pair in names.values() for name in pair]
+    requests = [Request(value.name or "") for block in blocks for value in (block.kept, block.branch)]
     known = work.statistics.collect(model, requests)
     measured = []
-    for block, (total, branch) in names.items():
-        if total in known and branch in known:
-            whole, part = known.moments(total).mean_square, known.moments(branch).mean_square
-            measured.append(Block(block.node, block.kept, block.body, (part / max(whole, 1e-30)) ** 0.5))
+    for block in blocks:
+        kept, branch = block.kept.name or "", block.branch.name or ""
+        if kept in known and branch in known:
+            whole, part = known.moments(kept).mean_square, known.moments(branch).mean_square
+            measured.append(replace(block, share=(part / max(whole, 1e-30)) ** 0.5))
     return sorted(measured, key=lambda block: block.share or 0.0)
-
-
-def _branch(block: Block) -> list[str]:
-    return [v.name or "" for v in block.node.inputs if v is not None and v is not block.kept]

@@ -83,8 +83,15 @@ def cut(rw: Rewriter, structure: Structure, removed: Iterable[int]) -> dict[onnx
                     for dim, keep in zip(value.shape, made, strict=True)
                 ]
                 value.shape = onnx_ir.Shape(dims)
+    drop_unused(rw)
     rw.relearn()
     return replaced
+
+
+def drop_unused(rw: Rewriter) -> None:
+    """Drop constants that nothing reads any more, so that they are not counted."""
+    for value in list(rw.model.graph.initializers.values()):
+        rw.erase_initializer(value)
 
 
 def _cut_constants(rw: Rewriter, removal: Removal, nodes: Sequence[onnx_ir.Node]) -> dict[onnx_ir.Value, onnx_ir.Value]:
@@ -105,8 +112,6 @@ def _cut_constants(rw: Rewriter, removal: Removal, nodes: Sequence[onnx_ir.Node]
             replaced[value] = made[key]
             with rw.at(node, _RULE):
                 rw.set_input(node, index, made[key])
-    for value in replaced:
-        rw.erase_initializer(value)
     return replaced
 
 

@@ -175,9 +175,10 @@ class Prune(Pass):
         after = work.cost(ctx.model, ctx.facts)
         for group in found.counts:
             ctx.hit(f"prune-{group.kind}", 1)
+        budget = "with the metric inside its budget" if work.has_metric else f"of {work.measure.max_error:.3g}"
         reason = (
             f"{before} before, {after} after; {found.speedup:.2f}x faster on this CPU, "
-            f"error {found.error:.3g} of {work.measure.max_error:.3g} on {work.measure.data}"
+            f"error {found.error:.3g} {budget} on {work.measure.data}"
         )
         where = [group.name for group in found.counts]
         saved = 4 * (before.parameters - after.parameters)

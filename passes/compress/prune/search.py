@@ -94,7 +94,7 @@ class PruneSearch:
     def __init__(self, work: Work, groups: Sequence[Group], min_gain: float, part: float) -> None:
         self.work, self.groups, self.min_gain = work, groups, min_gain
         self.measure = work.measure
-        self.has_metric = self.measure.options.metric is not None
+        self.has_metric = work.has_metric
         self.budget = part * self.measure.max_error
         self.bound = _WITH_METRIC if self.has_metric else _DILUTION * self.budget
         self.found = Found()

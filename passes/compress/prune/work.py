@@ -55,6 +55,11 @@ class Work:
         """Whether there is calibration data of the user's to learn from."""
         return self.statistics is not None and bool(self.statistics.real)
 
+    @property
+    def has_metric(self) -> bool:
+        """Whether the user's metric is the budget, and not the error."""
+        return self.measure is not None and self.measure.options.metric is not None
+
     def rank(self, groups: Sequence[Group], most: float = 1.0) -> None:
         """Find out which units are needed least: from data where there are some, else from weights.
 
@@ -173,5 +178,6 @@ class Work:
         """Parameters and arithmetic of a model, at the sizes that are timed."""
         if self.measure is None or self.measure.why_not is not None:
             return Cost(parameters(model), None)
-        shapes = self.measure.shapes(model, counted(model.graph, facts))
+        values = counted(model.graph, facts)
+        shapes = self.measure.shapes(model, values) if values else {}
         return Cost(parameters(model), flops(model.graph, facts, shapes))
