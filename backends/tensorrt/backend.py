@@ -8,7 +8,7 @@ how to build the engine. ``optc build`` finishes the job where TensorRT is.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,8 +22,9 @@ from optc.backends.ort import OnnxRuntimeBackend, Session
 from optc.backends.tensorrt import operators
 from optc.backends.tensorrt.builder import build as build_engine
 from optc.backends.tensorrt.bundle import evidence_of, write_bundle
-from optc.backends.tensorrt.check import NotTaken, check, is_plugin, needed_version
+from optc.backends.tensorrt.check import NotTaken, Problem, check, is_plugin, name_of, needed_version
 from optc.backends.tensorrt.library import INSTALL, OLDEST, installed_version, parse_version
+from optc.backends.tensorrt.plugin_compiler import Added, add_plugins
 from optc.backends.tensorrt.prepare import prepare
 from optc.backends.tensorrt.profiles import profile
 from optc.backends.tensorrt.recipe import COMPATIBILITIES, LEVELS, Device
@@ -58,6 +59,7 @@ OPTIONS = (
     BackendOption("version-compatible", "true or false", "let later versions of TensorRT run the engine", flag, False),
     BackendOption("weight-streaming", "true or false", "let weights stay in host memory", flag, False),
     BackendOption("refit", "true or false", "let weights be replaced in the built engine", flag, False),
+    BackendOption("plugins", "true or false", "let kernels of optc do what TensorRT lacks", flag, True),
     BackendOption("timing-cache", "a file", "timings of kernels to start from", str),
     BackendOption("tune-for", "sizes of dims, as in batch=8,seq=128", "what the engine is tuned for", _sizes, {}),
 )
@@ -162,14 +164,19 @@ class TensorRtBackend:
             OptcError: It cannot be written, or an option makes no sense.
         """
         self.check_output(out)
+        settings = dict(self._settings)
         prepared = prepare(model)
         problems = check(prepared)
+        added = Added()
+        if problems and settings.pop("plugins", True):
+            added, problems = _with_plugins(prepared, problems, target, build)
         if problems:
             raise NotTaken(problems)
-        settings = dict(self._settings)
         shapes, notes = profile(prepared, build.shapes, build.usual, settings.pop("tune_for"))
         cache = settings.pop("timing_cache")
         needed = needed_version(prepared)
+        if added.plugins:
+            notes = [*notes, f"kernels of optc do what TensorRT lacks: {'; '.join(added.about)}"]
         facts = {
             "devices": (Device(target.name, _capability(target)),),
             "profiles": (shapes,),
@@ -184,14 +191,14 @@ class TensorRtBackend:
         evidence = evidence_of(model, PurePath(build.data).name)
         timing_cache = Path(cache) if cache is not None else None
         if out.suffix.lower() == BUNDLE:
-            files = write_bundle(prepared, out, evidence, facts, timing_cache)
+            files = write_bundle(prepared, out, evidence, facts, timing_cache, added)
             missing = _missing()
             where = "here" if missing is None else f"where TensorRT is ({missing} here)"
             told = f"the engine is built with: optc build {out}, {where}; nothing of it was run on a GPU"
             return Artifact(self.name, out, tuple(files), (*notes, told))
         with tempfile.TemporaryDirectory(prefix="optc-tensorrt-") as folder:
             bundle = Path(folder, f"{out.stem}{BUNDLE}")
-            write_bundle(prepared, bundle, evidence, facts, timing_cache)
+            write_bundle(prepared, bundle, evidence, facts, timing_cache, added)
             built = build_engine(bundle, out)
         return Artifact(self.name, built.path, built.files, (*notes, *built.notes))
 
@@ -233,6 +240,23 @@ def _missing() -> str | None:
     except BackendError as error:
         return error.what
     return None
+
+
+def _with_plugins(
+    model: onnx_ir.Model, problems: Sequence[Problem], target: Target, build: Build
+) -> tuple[Added, list[Problem]]:
+    """Let plugins do what TensorRT does not take, as far as our kernels can; and what is then left of the problems."""
+    troubled = {problem.node for problem in problems}
+    regions = [[node] for node in list(model.graph) if name_of(node) in troubled]
+    added = add_plugins(model, regions, [target], build.shapes)
+    left = []
+    for problem in check(model):
+        reason = added.refused.get(problem.node)
+        if reason is not None:
+            told = " ".join(reason.splitlines()[-1].split())
+            problem = replace(problem, hint=f"{problem.hint}; our own kernels do not do it: {told}")
+        left.append(problem)
+    return added, left
 
 
 def _capability(target: Target) -> str:

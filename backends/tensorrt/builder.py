@@ -77,7 +77,7 @@ def build(bundle: Path, output: Path, progress: Listener | None = None) -> Built
     logger = log.logger(trt)
     with interruptible() as stopped:
         builder = _builder(trt, logger, log)
-        register(trt, bundle, recipe.plugins, device.capability)
+        register(trt, logger, bundle, recipe.plugins, device.capability)
         network = builder.create_network(_network_flags(trt, recipe))
         config = builder.create_builder_config()
         _configure(trt, config, recipe)
@@ -121,8 +121,7 @@ def _network_flags(trt: Any, recipe: BuildRecipe) -> int:
     """The creation flags of the network: strongly typed (which TensorRT 11 is anyway), and plugins without Python."""
     flags = trt.NetworkDefinitionCreationFlag
     bits = 1 << int(flags.STRONGLY_TYPED)
-    if recipe.plugins:
-        part(trt, "QuickPluginCreationRequest", "a model with plugins")
+    if any(plugin.files for plugin in recipe.plugins):
         bits |= 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
     return bits
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir
 
 from optc.backends.tensorrt.check import is_plugin
+from optc.backends.tensorrt.plugin_compiler import Added
 from optc.backends.tensorrt.prepare import quantizers
 from optc.backends.tensorrt.recipe import (
     EVIDENCE,
@@ -37,7 +38,12 @@ TIMING_CACHE = "timing.cache"
 
 
 def write_bundle(
-    model: onnx_ir.Model, out: Path, evidence: Mapping[str, Any], facts: Mapping[str, Any], timing_cache: Path | None
+    model: onnx_ir.Model,
+    out: Path,
+    evidence: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    timing_cache: Path | None,
+    added: Added,
 ) -> list[Path]:
     """Write a bundle, whole or not at all.
 
@@ -47,6 +53,7 @@ def write_bundle(
         evidence: What :func:`evidence_of` tells.
         facts: What the recipe says beside its files.
         timing_cache: A timing cache to take along.
+        added: Plugins that were made for it.
 
     Returns:
         Its files, the recipe first.
@@ -65,20 +72,25 @@ def write_bundle(
             shutil.copyfile(timing_cache, folder / TIMING_CACHE)
             names.append(TIMING_CACHE)
             facts = {**facts, "timing_cache": TIMING_CACHE}
-        recipe = BuildRecipe(files=digests(folder, names), plugins=tuple(_plugins(model)), **facts)
+        for name, text in added.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, "utf-8")
+            names.append(name)
+        recipe = BuildRecipe(files=digests(folder, names), plugins=tuple(_plugins(model, added)), **facts)
         (folder / README).write_text(readme(recipe, out.name), "utf-8")
         recipe = BuildRecipe(**{**vars(recipe), "files": digests(folder, [*names, README])})
         write_recipe(folder, recipe)
     return [out / name for name in (RECIPE, *names, README)]
 
 
-def _plugins(model: onnx_ir.Model) -> Iterable[Plugin]:
+def _plugins(model: onnx_ir.Model, added: Added) -> Iterable[Plugin]:
+    files = {plugin.name: plugin.files for plugin in added.plugins}
     names: dict[str, None] = {}
     for node in model.graph.all_nodes():
         if is_plugin(node):
             space = node.attributes.get("plugin_namespace")
             names[join_op(space.as_string() if space is not None else node.domain, node.op_type)] = None
-    return [Plugin(name) for name in names]
+    return [Plugin(name, files.get(name, ())) for name in names]
 
 
 def evidence_of(model: onnx_ir.Model, data: str) -> dict[str, Any]:
@@ -137,11 +149,7 @@ def readme(recipe: BuildRecipe, name: str) -> str:
         f"optc build {name} -o {engine}",
         "```",
         "",
-        "or, with TensorRT's own tool:",
-        "",
-        "```sh",
-        " ".join(_trtexec(recipe, name, engine)),
-        "```",
+        *_by_hand(recipe, name, engine),
         "",
         "## What it takes",
         "",
@@ -149,7 +157,7 @@ def readme(recipe: BuildRecipe, name: str) -> str:
         "",
         "## Files",
         "",
-        *(f"* `{file}`: {_MEANINGS.get(file, 'weights and other data of the model')}" for file in sorted(recipe.files)),
+        *(f"* `{file}`: {_meaning(file, recipe)}" for file in sorted(recipe.files)),
         f"* `{RECIPE}`: how to build the engine, and the digests of the other files",
         f"* `{README}`: this page",
     ]
@@ -163,6 +171,20 @@ _MEANINGS = {
     EVIDENCE: "what every scale of quantized tensors came from",
     TIMING_CACHE: "timings of kernels to start from",
 }
+
+
+def _meaning(file: str, recipe: BuildRecipe) -> str:
+    if any(file in plugin.files for plugin in recipe.plugins):
+        return "a kernel for what TensorRT lacks"
+    return _MEANINGS.get(file, "weights and other data of the model")
+
+
+def _by_hand(recipe: BuildRecipe, name: str, engine: str) -> list[str]:
+    """How to build it without optc."""
+    if any(plugin.files for plugin in recipe.plugins):
+        return ["TensorRT's own tool, trtexec, cannot build it, as it does not know the plugins in `plugins/`."]
+    command = " ".join(_trtexec(recipe, name, engine))
+    return ["or, with TensorRT's own tool:", "", "```sh", command, "```"]
 
 
 def _shapes(profiles: Sequence[Mapping[str, Any]]) -> list[str]:

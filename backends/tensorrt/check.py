@@ -77,6 +77,11 @@ def is_plugin(node: onnx_ir.Node) -> bool:
     return any(name in node.attributes for name in _PLUGIN_MARKS)
 
 
+def name_of(node: onnx_ir.Node) -> str:
+    """What problems call a node: its name, or that of its first output."""
+    return node.name or node.outputs[0].name or ""
+
+
 def check(model: onnx_ir.Model) -> list[Problem]:
     """What TensorRT does not take of a model, in the order of the graph; empty if nothing is known to be in the way."""
     return _Check(model).problems()
@@ -86,6 +91,7 @@ def needed_version(model: onnx_ir.Model) -> str:
     """The first version of TensorRT that has all operators of a model that :func:`check` has nothing against."""
     found = [operator(node.domain, node.op_type) for node in model.graph.all_nodes()]
     versions = ["10.0", *(one.since for one in found if one is not None)]
+    versions += ["10.9" for node in model.graph.all_nodes() if "aot" in node.attributes]
     return max(versions, key=lambda text: [int(part) for part in text.split(".")])
 
 
@@ -128,7 +134,7 @@ class _Check:
                 yield from self._of_graph(inner)
 
     def _of_node(self, node: onnx_ir.Node) -> Iterator[Problem]:
-        op, name = join_op(node.domain, node.op_type), node.name or node.outputs[0].name or ""
+        op, name = join_op(node.domain, node.op_type), name_of(node)
         known = operator(node.domain, node.op_type)
         if known is None:
             if not is_plugin(node):

@@ -21,6 +21,7 @@ import onnx_ir
 
 from optc.backends.cache import cache_folder
 from optc.backends.tensorrt import recipe
+from optc.backends.tensorrt.check import name_of
 from optc.backends.tensorrt.plugin_file import NAMESPACE, PluginFile, PluginKernel, Port
 from optc.backends.tensorrt.plugins import OPERATIONS, TYPES, translated
 from optc.backends.triton.plan import number
@@ -93,7 +94,7 @@ def add_plugins(
             part = Part.of(rewriter.facts, region)
             compiled = compile_part(part, targets, shapes)
         except BackendError as error:
-            refused[region[0].name or ""] = error.what
+            refused[name_of(region[0])] = error.what
             continue
         made[f"{NAMESPACE}::{compiled.plugin.name}"] = compiled
         _call(rewriter, part, region, compiled.plugin)

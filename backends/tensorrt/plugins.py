@@ -36,23 +36,28 @@ TYPES: Mapping[str, str] = {
 OPERATIONS = ("floordiv", "mod", "mul", "max", "min")
 
 
-def register(trt: Any, bundle: Path, plugins: Sequence[Plugin], capability: tuple[int, int]) -> None:
+def register(trt: Any, logger: Any, bundle: Path, plugins: Sequence[Plugin], capability: tuple[int, int]) -> None:
     """Make the plugins of a bundle known to TensorRT in this process.
 
     Args:
         trt: TensorRT.
+        logger: TensorRT's logger.
         bundle: The folder.
-        plugins: What the recipe says of them; the first file of each is its JSON.
+        plugins: What the recipe says of them. The first file of each is its JSON; those without files are TensorRT's
+            own, or were registered by whoever builds.
         capability: The architecture of the GPU to build for.
 
     Raises:
         BackendError: This version of TensorRT has no such plugins, or one is damaged or not for this GPU.
     """
-    if not plugins:
+    ours = [plugin for plugin in plugins if plugin.files]
+    if len(ours) < len(plugins):
+        trt.init_libnvinfer_plugins(logger, "")
+    if not ours:
         return
     part(trt, "QuickPluginCreationRequest", "a model with plugins")
     trtp = plugin_library()
-    for plugin in plugins:
+    for plugin in ours:
         found = read_plugin(bundle / plugin.files[0])
         ptx = (bundle / found.kernel(capability).ptx).read_bytes()
         define(trt, trtp, found, capability, ptx)

@@ -153,6 +153,7 @@ class EngineRunner:
             ) from error
         if info is not None and info.version_compatible:
             runtime.engine_host_code_allowed = True  # such engines bring a part of the TensorRT that built them
+        self._trt.init_libnvinfer_plugins(self._logger, "")  # an engine may hold plugins of TensorRT's own
         with self._path.open("rb") as file:
             if not self._path.stat().st_size:
                 raise BackendError("the engine is empty", where=str(self._path), hint=_AGAIN)

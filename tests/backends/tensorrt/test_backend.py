@@ -15,6 +15,7 @@ import optc
 from optc.backends.tensorrt import backend as module
 from optc.backends.tensorrt.backend import OPTIONS, TensorRtBackend
 from optc.backends.tensorrt.check import NotTaken
+from optc.backends.tensorrt.plugin_file import read_plugin
 from optc.backends.tensorrt.recipe import Device, ShapeRange, read_recipe
 from optc.ir.errors import BackendError, OutputError, UsageError
 from optc.ir.targets import builtin_targets
@@ -292,3 +293,39 @@ def test_every_option_is_documented():
     text = (Path(__file__).parents[3] / "docs" / "backends.md").read_text()
     for option in OPTIONS:
         assert f"`{option.name}`" in text, option.name
+
+
+# -- plugins ----------------------------------------------------------------------------------------------------------
+
+BITS = """g (int32[N, 4] x, int32[N, 4] m, float[N, 4] z) => (float[N, 4] y)
+    { b = BitwiseAnd (x, m) f = Cast <to=1> (b) y = Add (f, z) }"""
+
+
+def test_what_tensorrt_lacks_becomes_a_plugin_where_a_kernel_does_it(tmp_path: Path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("OPTC_CACHE", str(tmp_path / "cache"))
+    out = bundle_of(BITS, tmp_path / "m.trt", opset=18)
+    recipe = read_recipe(out)
+    (plugin,) = recipe.plugins
+    described = read_plugin(out / plugin.files[0])
+    assert (described.about, described.inputs[0].dtype) == ("BitwiseAnd", "INT32")
+    assert (
+        set(described.kernels) == {"sm_80"} and (out / described.kernels["sm_80"].ptx).read_text().count(".entry") == 1
+    )
+    (call,) = [node for node in onnx.load(out / "model.onnx").graph.node if node.domain == "optc"]
+    assert f"optc::{call.op_type}" == plugin.name
+    assert "it needs TensorRT 10.9 or later" in recipe.notes
+    assert any("kernels of optc do what TensorRT lacks: BitwiseAnd" in note for note in recipe.notes)
+    assert "trtexec, cannot build it" in (out / "README.md").read_text()
+
+
+def test_plugins_can_be_left_out(tmp_path: Path):
+    with pytest.raises(NotTaken, match="BitwiseAnd"):
+        bundle_of(BITS, tmp_path / "m.trt", opset=18, backend_options={"plugins": "false"})
+
+
+def test_why_something_is_no_plugin_either_is_told(tmp_path: Path):
+    pytest.importorskip("triton")
+    text = "g (float[N, 4, 4] x) => (float[N] y) { y = Det (x) }"
+    with pytest.raises(NotTaken, match=r"our own kernels do not do it: .*there is no kernel for this operator"):
+        bundle_of(text, tmp_path / "m.trt")

@@ -12,7 +12,7 @@ import pytest
 from optc.backends.tensorrt import builder
 from optc.backends.tensorrt.builder import build
 from optc.backends.tensorrt.engine_file import read_info
-from optc.backends.tensorrt.recipe import Device, ShapeRange
+from optc.backends.tensorrt.recipe import Device, Plugin, ShapeRange
 from optc.ir.errors import BackendError
 
 from .conftest import Driver
@@ -240,6 +240,29 @@ def test_same_compute_capability_needs_10_9(double, network, bundle, tmp_path):
     with pytest.raises(BackendError, match=r"TensorRT 10\.8\.0 cannot do this") as raised:
         build(bundle(hardware_compatibility="same_compute_capability"), tmp_path / "model.engine")
     assert "10.9 or later" in raised.value.hint
+
+
+def test_plugins_of_ours_are_preferred_ahead_of_time(double, network, bundle, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(builder, "register", lambda *arguments: asked.append(arguments[2:]))
+    folder = bundle()
+    (folder / "p.json").write_text("{}")
+    ours = Plugin("optc::p", ("p.json",))
+    build(bundle(files=("p.json",), plugins=(ours,)), tmp_path / "model.engine")
+    flags = double.module.NetworkDefinitionCreationFlag
+    wanted = 1 << int(flags.STRONGLY_TYPED) | 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
+    assert double.one("Builder.create_network") == {"flags": wanted}
+    assert asked == [(folder, (ours,), (8, 0))]
+
+
+def test_plugins_of_tensorrt_itself_are_loaded(double, network, bundle, tmp_path):
+    build(bundle(), tmp_path / "model.engine")
+    assert not double.named("init_libnvinfer_plugins")
+    build(bundle(plugins=(Plugin("EfficientNMS_TRT"),)), tmp_path / "model.engine")
+    assert double.one("init_libnvinfer_plugins")["namespace"] == ""
+    assert double.named("Builder.create_network")[-1].arguments["flags"] == 1 << int(
+        double.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    )
 
 
 # the timing cache -------------------------------------------------------------------------------------------------

@@ -370,4 +370,4 @@ def test_an_old_version_has_no_plugins(tmp_path):
     trt = ModuleType("tensorrt")
     trt.__version__ = "10.8.0"
     with pytest.raises(BackendError, match="a model with plugins needs QuickPluginCreationRequest"):
-        plugins.register(trt, tmp_path, [plugin_compiler.recipe.Plugin("optc::p", ("p.json",))], (8, 0))
+        plugins.register(trt, None, tmp_path, [plugin_compiler.recipe.Plugin("optc::p", ("p.json",))], (8, 0))

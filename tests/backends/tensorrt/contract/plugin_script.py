@@ -122,7 +122,7 @@ answers = {}
 for name, shapes in jobs.items():
     file = f"plugins/{name}.json"
     for _ in range(2):  # a second build in the same process finds the plugin registered
-        plugins.register(trt, bundle, [Plugin(f"optc::{name}", (file,))], (8, 0))
+        plugins.register(trt, None, bundle, [Plugin(f"optc::{name}", (file,))], (8, 0))
     told = json.loads((bundle / file).read_text())
     creator = registry.get_creator(name, "1", "optc")
     fields, request = trt.PluginFieldCollection([]), trt.QuickPluginCreationRequest.STRICT_AOT
