@@ -7,6 +7,7 @@ from pathlib import Path
 
 from optc.backends.triton.artifact import Artifact, open_artifact
 from optc.backends.triton.memory import place
+from optc.backends.triton.parts import in_parts, read_parts
 from optc.tools.console import show, table
 from optc.units import size_text
 
@@ -19,6 +20,9 @@ def show_artifact(path: Path, sizes: Mapping[str, int], nodes: bool) -> None:
         sizes: Values of symbolic dims, for which memory is told.
         nodes: Also list the nodes that every launch stands for.
     """
+    if in_parts(path):
+        _show_parts(path)
+        return
     artifact = open_artifact(path)
     plan = artifact.plan
     show(table(("", ""), _facts(artifact, sizes)), "")
@@ -44,6 +48,17 @@ def show_artifact(path: Path, sizes: Mapping[str, int], nodes: bool) -> None:
         for arch, variant in entry.variants.items()
     ]
     show(table(("kernel", "for", "tile (chosen by rules and what the compiler says)", "mma"), tiles, right=("mma",)))
+
+
+def _show_parts(path: Path) -> None:
+    found = read_parts(path)
+    ports = [("input", port) for port in found.inputs] + [("output", port) for port in found.outputs]
+    show(table(("", ""), [(kind, str(port.spec)) for kind, port in ports]), "")
+    rows = [
+        (entry.path, entry.runs, ", ".join(entry.inputs), ", ".join(entry.outputs), entry.why) for entry in found.parts
+    ]
+    show(table(("part", "run by", "reads", "makes", "not compiled, because"), rows), "")
+    show(f"more of a part: optc inspect {path}/{next(e.path for e in found.parts if e.runs == 'triton')}")
 
 
 def _facts(artifact: Artifact, sizes: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import onnx_ir
 
 from optc.backends.base import ValueSpec
 from optc.backends.triton.artifact import open_artifact
+from optc.backends.triton.parts import in_parts, read_parts
 from optc.inputs import signature, symbols
 from optc.ir.model import load
 from optc.ir.names import join_op
@@ -35,7 +36,8 @@ def command(model: Path, nodes: bool, shapes: tuple[str, ...]) -> None:
     Sizes (--shape) settle how much memory an artifact with symbolic dims takes.
     """
     if model.is_dir():
-        show_artifact(model, dim_sizes(shapes, signature(open_artifact(model).plan.specs())), nodes)
+        specs = read_parts(model).specs if in_parts(model) else open_artifact(model).plan.specs()
+        show_artifact(model, dim_sizes(shapes, signature(specs)), nodes)
         return
     graph = load(model)
     summary = ModelSummary.of(graph, model)

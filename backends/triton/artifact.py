@@ -26,6 +26,8 @@ from optc.ir.writing import replacing_folder
 
 #: Version of the format. A reader refuses what is newer.
 FORMAT = 3
+#: Version of the format of artifacts in parts.
+PARTS_FORMAT = 4
 MANIFEST, PLAN, WEIGHTS = "manifest.json", "plan.json", "weights.safetensors"
 #: Element types by their names in safetensors and in plans.
 _SAFETENSORS: Mapping[str, tuple[str, Any]] = {
@@ -69,9 +71,9 @@ class Artifact:
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:
-            raise _damaged(self.path, f"{name} is missing") from error
+            raise damaged(self.path, f"{name} is missing") from error
         if entry is None or hashlib.sha256(data).hexdigest() != entry.get("sha256"):
-            raise _damaged(self.path, f"{name} is not what was written (its digest differs)")
+            raise damaged(self.path, f"{name} is not what was written (its digest differs)")
         return data
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -94,7 +96,7 @@ class Artifact:
             data = np.memmap(path, np.uint8, "r")[8 + length :]
             return {name: entry.view(data) for name, entry in tensors.items()}
         except (OSError, ValueError, RecursionError) as error:
-            raise _damaged(self.path, f"{WEIGHTS} cannot be read: {error}") from error
+            raise damaged(self.path, f"{WEIGHTS} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,18 @@ class Writer:
                 digest.update(chunk)
         self._digests[WEIGHTS] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
-    def finish(self, manifest: Mapping[str, Any]) -> list[Path]:
+    def adopt(self, path: Path) -> None:
+        """Take in a file that was written into :attr:`folder` by somebody else."""
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        name = path.relative_to(self.folder).as_posix()
+        self._digests[name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+    def finish(self, manifest: Mapping[str, Any], version: int = FORMAT) -> list[Path]:
         """Write the manifest, after which the artifact is whole; the files that it will consist of."""
-        data = {"format": FORMAT, **manifest, "files": dict(sorted(self._digests.items()))}
+        data = {"format": version, **manifest, "files": dict(sorted(self._digests.items()))}
         (self.folder / MANIFEST).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
         return [self.out / MANIFEST, *(self.out / name for name in sorted(self._digests))]
 
@@ -189,8 +200,8 @@ def is_artifact(path: Path) -> bool:
     return path.is_dir() and ((path / MANIFEST).is_file() or path.suffix == ".optc")
 
 
-def open_artifact(path: Path) -> Artifact:
-    """Open an artifact and check that it is whole. Weights are compared by size; cubins when they are loaded.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact whose files are all there; they are compared by size.
 
     Raises:
         BackendError: It is damaged, or of a newer format.
@@ -198,31 +209,43 @@ def open_artifact(path: Path) -> Artifact:
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
     except OSError as error:
-        raise _damaged(path, f"{MANIFEST} is missing") from error
+        raise damaged(path, f"{MANIFEST} is missing") from error
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"{MANIFEST} is no JSON") from error
+        raise damaged(path, f"{MANIFEST} is no JSON") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
-        raise _damaged(path, f"{MANIFEST} does not say which format this is")
-    if manifest["format"] > FORMAT:
+        raise damaged(path, f"{MANIFEST} does not say which format this is")
+    if manifest["format"] > PARTS_FORMAT:
         raise BackendError(
-            f"its format is {manifest['format']}, this optc reads up to {FORMAT}",
+            f"its format is {manifest['format']}, this optc reads up to {PARTS_FORMAT}",
             where=str(path),
             hint="run it with the optc that made it, or a newer one",
         )
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
-        raise _damaged(path, f"{MANIFEST} does not say which files there are")
+        raise damaged(path, f"{MANIFEST} does not say which files there are")
     for name, entry in files.items():
         size = _size(path / name)
         if size is None or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise _damaged(path, f"{name} is missing")
+            raise damaged(path, f"{name} is missing")
         if size != entry.get("bytes"):
-            raise _damaged(path, f"{name} has {size} bytes instead of {entry.get('bytes')}")
+            raise damaged(path, f"{name} has {size} bytes instead of {entry.get('bytes')}")
+    return manifest
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Open an artifact and check that it is whole. Weights are compared by size; cubins when they are loaded.
+
+    Raises:
+        BackendError: It is damaged, of a newer format, or in parts.
+    """
+    manifest = read_manifest(path)
+    if "parts" in manifest:
+        raise BackendError("it is in parts, of which only some are compiled", where=str(path))
     unchecked = Artifact(path, manifest, Plan((), (), (), {}, ()))
     try:
         plan = Plan.from_json(unchecked.read(PLAN).decode())
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"{PLAN} cannot be read: {error}") from error
+        raise damaged(path, f"{PLAN} cannot be read: {error}") from error
     return Artifact(path, manifest, plan)
 
 
@@ -234,5 +257,6 @@ def _size(file: Path) -> int | None:
         return None
 
 
-def _damaged(path: Path, what: str) -> BackendError:
+def damaged(path: Path, what: str) -> BackendError:
+    """What to raise for an artifact that is not what was written."""
     return BackendError(f"the artifact is damaged: {what}", where=str(path), hint="compile the model again")

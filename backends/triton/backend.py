@@ -13,6 +13,7 @@ import onnx_ir
 from optc.backends.base import Artifact, OpSignature, Probe, Runner
 from optc.backends.cache import cache_folder
 from optc.backends.triton import pointwise
+from optc.backends.triton.parts import PartsRunner, in_parts
 from optc.backends.triton.rules import RULES
 from optc.backends.triton.runtime import TritonRunner
 from optc.ir.errors import BackendError
@@ -106,4 +107,4 @@ class TritonBackend:
         unknown = [name for name, value in options.items() if value is not None]
         if unknown:
             raise BackendError(f"the triton backend has no option {unknown[0]!r}", hint="it has: device")
-        return TritonRunner(path, device)
+        return PartsRunner(path, device) if in_parts(path) else TritonRunner(path, device)

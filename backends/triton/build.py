@@ -34,6 +34,7 @@ from optc.backends.triton.plan import (
 from optc.backends.triton.ranges import with_ranges
 from optc.backends.triton.rules import RULES
 from optc.ir.errors import BackendError
+from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN, inline
 from optc.ir.rewriter import Rewriter
 from optc.ir.sizes import Size
@@ -76,12 +77,12 @@ def lower(model: onnx_ir.Model) -> Lowered:
         BackendError: Some nodes cannot be compiled; all are named.
     """
     try:
-        return _lower(model.clone(), ())
+        return lower_prepared(prepared(model.clone()), ())
     except BackendError:
         alike, notes = _same_dims(model.clone())
         if not notes:
             raise
-        return _lower(alike, notes)
+        return lower_prepared(prepared(alike), notes)
 
 
 def _same_dims(model: onnx_ir.Model) -> tuple[onnx_ir.Model, tuple[str, ...]]:
@@ -113,7 +114,8 @@ def _same_dims(model: onnx_ir.Model) -> tuple[onnx_ir.Model, tuple[str, ...]]:
     return model, tuple(notes)
 
 
-def _lower(model: onnx_ir.Model, notes: tuple[str, ...]) -> Lowered:
+def prepared(model: onnx_ir.Model) -> onnx_ir.Model:
+    """The model, changed: fused ops that no kernel computes as parts again, products of one input as one."""
     rewriter = Rewriter(model)
     pending = [node for node in model.graph if node.domain == FUSED_DOMAIN]
     while pending:
@@ -121,7 +123,16 @@ def _lower(model: onnx_ir.Model, notes: tuple[str, ...]) -> Lowered:
         if f"{FUSED_DOMAIN}::{call.op_type}" not in RULES or (call.op_type == "Attention" and not takes(call)):
             pending.extend(node for node in inline(rewriter, call) if node.domain == FUSED_DOMAIN)
     merge_projections(rewriter)
-    lowering = Lowering(model, rewriter.facts, RULES)
+    return model
+
+
+def lower_prepared(model: onnx_ir.Model, notes: tuple[str, ...] = ()) -> Lowered:
+    """Lower what :func:`prepared` returns.
+
+    Raises:
+        CannotCompile: Some nodes cannot be lowered; all are named.
+    """
+    lowering = Lowering(model, Facts(model), RULES)
     lowering.run()
     return _planned(model, lowering, notes)
 
@@ -255,8 +266,21 @@ def build(
     Returns:
         The plan, the files of the artifact, and remarks for the user.
     """
-    arches = {target.arch: target for target in targets if target.arch}
     lowered = lower(model)
+    plan, files = write(lowered, model, targets, out, shapes, cache)
+    return plan, files, lowered.notes
+
+
+def write(
+    lowered: Lowered,
+    model: onnx_ir.Model,
+    targets: Sequence[Target],
+    out: Path,
+    shapes: Mapping[str, Size],
+    cache: Path | None,
+) -> tuple[Plan, list[Path]]:
+    """Compile what a model was lowered to, and write the artifact; arguments as for :func:`build`."""
+    arches = {target.arch: target for target in targets if target.arch}
     plan, bindings = with_ranges(lowered.plan, model, shapes)
     with Writer(out) as writer:
         kernels = {}
@@ -275,8 +299,7 @@ def build(
         plan = replace(plan, kernels=kernels)
         writer.add(PLAN, plan.to_json())
         writer.add_weights(lowered.weights, {"optc.sources": "manifest.json says which initializer each one is"})
-        files = writer.finish(_manifest(model, plan, lowered, arches))
-    return plan, files, lowered.notes
+        return plan, writer.finish(_manifest(model, plan, lowered, arches))
 
 
 def choose_tile(

@@ -30,6 +30,16 @@ class Unsupported(Exception):
     """Why a node cannot be lowered."""
 
 
+class CannotCompile(BackendError):
+    """Some nodes cannot be lowered.
+
+    Attributes:
+        nodes: What is wrong, by the names of the nodes that are to blame, as far as they have any.
+    """
+
+    nodes: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Weight:
     """A constant that kernels read.
@@ -82,7 +92,11 @@ class Lowering:
             BackendError: Some nodes cannot be lowered; all of them are named.
         """
         graph = self.model.graph
-        problems = [*self._check_inputs()]
+        problems: list[str] = []
+        failed: dict[str, str] = {}
+        for value, wrong in self._check_inputs():
+            problems.append(f"{value.name} (input): {wrong}")
+            failed |= {use.node.name or "": f"input {value.name}: {wrong}" for use in value.uses()}
         for value in graph.inputs:
             if value not in graph.initializers.values() and not problems:
                 self._input(value)
@@ -94,17 +108,23 @@ class Lowering:
             except Unsupported as reason:
                 name = join_op(node.domain, node.op_type)
                 problems.append(f"{node.name or node.outputs[0].name} ({name}): {reason}")
+                failed[node.name or ""] = f"{name}: {reason}"
         for value in graph.outputs if not problems else ():
             try:
                 self._output(value)
             except Unsupported as reason:
                 problems.append(f"{value.name} (output): {reason}")
+                maker = value.producer()
+                failed[(maker.name if maker is not None else None) or ""] = f"output {value.name}: {reason}"
         if problems:
             shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-            raise BackendError(
+            error = CannotCompile(
                 f"{len(problems)} node{'s' * (len(problems) != 1)} cannot be compiled:\n    " + "\n    ".join(shown),
-                hint="--backend=onnxruntime runs them; where a size is in the way, give the model's inputs fixed ones",
+                hint="--backend=onnxruntime runs them, and --fallback=onnxruntime them alone; where a size is in the "
+                "way, give the model's inputs fixed ones",
             )
+            error.nodes = {name: why for name, why in failed.items() if name}
+            raise error
         self._drop_unused()
 
     # values -------------------------------------------------------------------------------------------------------
@@ -353,17 +373,17 @@ class Lowering:
 
     # inside -------------------------------------------------------------------------------------------------------
 
-    def _check_inputs(self) -> list[str]:
+    def _check_inputs(self) -> list[tuple[onnx_ir.Value, str]]:
         problems = []
         self._symbols: frozenset[str] = frozenset()
         for value in self.model.graph.inputs:
             shape = self.facts.shape(value)
             if shape is None:
-                problems.append(f"{value.name} (input): its rank is not declared")
+                problems.append((value, "its rank is not declared"))
             else:
                 self._symbols |= {name for dim in shape for name in symbols(dim)}
             if self.facts.dtype(value) not in MEMORY:
-                problems.append(f"{value.name} (input): its type is not supported")
+                problems.append((value, "its type is not supported"))
         return problems
 
     def _rule(self, node: onnx_ir.Node) -> Rule | None:
