@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("triton")
 
@@ -16,6 +17,7 @@ from optc.backends.triton.parts import PartsRunner, read_parts
 from optc.backends.triton.parts_build import build_parts, split
 from optc.ir.errors import BackendError, DataError
 from optc.ir.targets import builtin_targets
+from optc.tools import inspect
 
 from .models import model
 
@@ -146,3 +148,11 @@ def test_damaged_files(tmp_path):
     (out / "parts/001.onnx").write_bytes(b"")
     with pytest.raises(BackendError, match=r"parts/001.onnx has 0 bytes"):
         TritonBackend().open(out, device="interpreter")
+
+
+def test_inspect_shows_the_parts(tmp_path):
+    out = tmp_path / "m.optc"
+    build_parts(between(), TARGETS, out, {}, None)
+    shown = CliRunner().invoke(inspect.command, [str(out)], catch_exceptions=False).output
+    assert "parts/001.onnx" in shown and "onnxruntime" in shown and "Loop" in shown
+    assert "launch" in CliRunner().invoke(inspect.command, [str(out / "parts/000")], catch_exceptions=False).output
