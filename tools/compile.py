@@ -55,6 +55,11 @@ from optc.tools.parameters import (
     help="File to write.  [default: MODEL.opt.onnx here, .opt.xml for OpenVINO, MODEL.trt for TensorRT, MODEL.optc of "
     "compiled kernels]",
 )
+@click.option(
+    "--fallback",
+    type=click.Choice(["none", "onnxruntime"]),
+    help="What runs nodes that the triton backend cannot compile.  [default: none, they are an error]",
+)
 @backend_option
 @click.option("--passes", metavar="PIPELINE", help="Run this pipeline instead of the level's.")
 @click.option("--skip", multiple=True, metavar="PASS", help="Leave a pass out; may be repeated.")
@@ -110,6 +115,7 @@ def command(
     reproducer: Path | None,
     quiet: bool,
     skip: tuple[str, ...],
+    fallback: str | None,
     backend_options: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -133,7 +139,8 @@ def command(
             skip=skip,
             shapes=pipeline_text.sizes(model, shapes),
             dump_dir=print_after_all,
-            backend_options=assignments(backend_options, "--backend-option"),
+            backend_options=assignments(backend_options, "--backend-option")
+            | ({"fallback": fallback} if fallback is not None else {}),
             reproducer=reproducer if reproducer is not None else Path(f"{model.stem}.reproducer.zip"),
             progress=bars,
             **options,

@@ -12,7 +12,9 @@ import onnx_ir
 
 from optc.backends.base import Artifact, OpSignature, Probe, Runner
 from optc.backends.cache import cache_folder
+from optc.backends.options import BackendOption, one_of, read_options
 from optc.backends.triton import pointwise
+from optc.backends.triton.lower import CannotCompile
 from optc.backends.triton.parts import PartsRunner, in_parts
 from optc.backends.triton.rules import RULES
 from optc.backends.triton.runtime import TritonRunner
@@ -27,10 +29,34 @@ _OLDEST = 80
 _HINT = "pip install 'optc[triton]' (Linux)"
 
 
+#: What ``--backend-option`` may say.
+OPTIONS = (
+    BackendOption(
+        "fallback",
+        "none or onnxruntime",
+        "what runs the nodes that cannot be compiled; without, they are an error",
+        one_of("none", "onnxruntime"),
+        "none",
+    ),
+)
+
+
 class TritonBackend:
-    """Compiles a whole model ahead of time to GPU kernels; see docs/artifact.md for what it writes."""
+    """Compiles a whole model ahead of time to GPU kernels; see docs/artifact.md for what it writes.
+
+    Args:
+        given: Options, see :data:`OPTIONS`.
+    """
 
     name = "triton"
+    options = OPTIONS
+
+    def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+        self._settings = read_options(self.name, OPTIONS, given or {})
+
+    def configured(self, given: Mapping[str, Any]) -> TritonBackend:
+        """The same with options."""
+        return TritonBackend(given)
 
     def probe(self) -> Probe:
         """Whether Triton is here to compile with. Running needs only an NVIDIA driver and cuda-bindings."""
@@ -82,7 +108,15 @@ class TritonBackend:
         """
         self.check(targets)
         build = importlib.import_module("optc.backends.triton.build")
-        plan, files, remarks = build.build(model, targets, out, shapes, cache_folder("kernels"))
+        cache = cache_folder("kernels")
+        try:
+            plan, files, remarks = build.build(model, targets, out, shapes, cache)
+        except CannotCompile:
+            if self._settings["fallback"] == "none":
+                raise
+            parts = importlib.import_module("optc.backends.triton.parts_build")
+            files, remarks = parts.build_parts(model, targets, out, shapes, cache)
+            return Artifact(self.name, out, tuple(files), remarks)
         notes = (
             f"{len(plan.launches)} launches of {len(plan.kernels)} kernels, compiled for "
             f"{', '.join(dict.fromkeys(target.arch or '' for target in targets))}; not run on a GPU yet",

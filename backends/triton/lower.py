@@ -120,8 +120,8 @@ class Lowering:
             shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
             error = CannotCompile(
                 f"{len(problems)} node{'s' * (len(problems) != 1)} cannot be compiled:\n    " + "\n    ".join(shown),
-                hint="--backend=onnxruntime runs them, and --fallback=onnxruntime them alone; where a size is in the "
-                "way, give the model's inputs fixed ones",
+                hint="--fallback=onnxruntime lets ONNX Runtime run them alone, --backend=onnxruntime the whole model; "
+                "where a size is in the way, give the model's inputs fixed ones",
             )
             error.nodes = {name: why for name, why in failed.items() if name}
             raise error

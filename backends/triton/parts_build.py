@@ -121,10 +121,10 @@ def build_parts(
         }
         files = writer.finish(manifest, PARTS_FORMAT)
     launches = sum(len(piece.lowered.plan.launches) for piece in pieces if piece.lowered is not None)
+    compiled = sum(entry.runs == "triton" for entry in entries)
     note = (
-        f"{launches} launches in {sum(entry.runs == 'triton' for entry in entries)} parts; ONNX Runtime runs the "
-        f"{sum(entry.runs != 'triton' for entry in entries)} others, as {len(why)} nodes cannot be compiled: "
-        + "; ".join(dict.fromkeys(list(why.values())[:5]))
+        f"{launches} launches in {compiled} of {len(entries)} parts; ONNX Runtime runs the rest on the CPU, as "
+        f"{len(why)} node{'s' * (len(why) != 1)} cannot be compiled: {'; '.join(dict.fromkeys(list(why.values())[:5]))}"
     )
     return files, (note,)
 

@@ -16,8 +16,10 @@ from optc.backends.triton.backend import TritonBackend
 from optc.backends.triton.parts import PartsRunner, read_parts
 from optc.backends.triton.parts_build import build_parts, split
 from optc.ir.errors import BackendError, DataError
+from optc.ir.saving import save
 from optc.ir.targets import builtin_targets
 from optc.tools import inspect
+from optc.tools.cli import main
 
 from .models import model
 
@@ -156,3 +158,22 @@ def test_inspect_shows_the_parts(tmp_path):
     shown = CliRunner().invoke(inspect.command, [str(out)], catch_exceptions=False).output
     assert "parts/001.onnx" in shown and "onnxruntime" in shown and "Loop" in shown
     assert "launch" in CliRunner().invoke(inspect.command, [str(out / "parts/000")], catch_exceptions=False).output
+
+
+def test_the_command_line(tmp_path, capsys):
+    source, out = tmp_path / "m.onnx", tmp_path / "m.optc"
+    save(between(), source)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as done:
+            main([str(source), "--verify=off", *arguments])
+        shown = capsys.readouterr()
+        return int(done.value.code or 0), shown.out + shown.err
+
+    code, shown = run("--target=a100", "-o", str(out))
+    assert code == 1 and not out.exists()
+    assert "loop (Loop)" in shown and "find (NonZero)" in shown and "--fallback=onnxruntime" in shown
+    code, shown = run("--target=a100", "-o", str(out), "--fallback=onnxruntime")
+    assert code == 0 and "2 of 3 parts" in shown and (out / "parts/001.onnx").exists()
+    code, shown = run("-o", str(tmp_path / "m.opt.onnx"), "--fallback=onnxruntime")
+    assert code != 0 and "the onnxruntime backend has no option 'fallback'" in shown
