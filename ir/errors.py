@@ -6,6 +6,8 @@ message without a traceback and exits with its ``exit_code``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class OptcError(Exception):
     """An error addressed to the user.
@@ -17,6 +19,8 @@ class OptcError(Exception):
     """
 
     exit_code = 1
+    #: The same piece by piece, for reports, where what is wrong is a list.
+    details: Sequence[Mapping[str, str]] = ()
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import click
 
 import optc
 from optc.host import default_output
-from optc.ir.errors import OutputError, UsageError
+from optc.ir.errors import OptcError, OutputError, UsageError
 from optc.ir.model import load
 from optc.ir.writing import write_text
 from optc.plugins import environment
@@ -132,7 +134,7 @@ def command(
     output = _output(model, output, options["target"], options["backend"])
     if report is not None:
         _check_report(report, model, output)
-    with nullcontext() if quiet else Bars() as bars:
+    with _error_report(report), nullcontext() if quiet else Bars() as bars:
         result = optc.compile(
             model,
             output=output,
@@ -166,6 +168,18 @@ def _output(model: Path, output: Path | None, target: str, backend: str | None) 
         if path.exists() and any(path.samefile(file) for file in data_files(load(model))):
             raise UsageError(f"{str(path)!r} holds the model's weights", where=str(chosen), hint=hint)
     return chosen
+
+
+@contextmanager
+def _error_report(report: Path | None) -> Iterator[None]:
+    """Write why a compile came to nothing where its report was to be."""
+    try:
+        yield
+    except OptcError as error:
+        if report is not None and report.suffix.lower() not in PAGES:
+            told = {"what": error.what, "where": error.where, "hint": error.hint, "details": list(error.details)}
+            write_text(report, json.dumps({"error": told}, indent=2) + "\n")
+        raise
 
 
 def _check_report(report: Path, model: Path, output: Path) -> None:

@@ -22,7 +22,15 @@ from optc.backends.ort import OnnxRuntimeBackend, Session
 from optc.backends.tensorrt import operators
 from optc.backends.tensorrt.builder import build as build_engine
 from optc.backends.tensorrt.bundle import evidence_of, write_bundle
-from optc.backends.tensorrt.check import NotTaken, Problem, check, is_plugin, name_of, needed_version
+from optc.backends.tensorrt.check import (
+    NotTaken,
+    Problem,
+    check,
+    input_problems,
+    is_plugin,
+    name_of,
+    needed_version,
+)
 from optc.backends.tensorrt.library import INSTALL, OLDEST, installed_version, parse_version
 from optc.backends.tensorrt.plugin_compiler import Added, add_plugins
 from optc.backends.tensorrt.prepare import prepare
@@ -118,7 +126,13 @@ class TensorRtBackend:
         return operators.operator(op.domain, op.op_type) is not None or (isinstance(op, onnx_ir.Node) and is_plugin(op))
 
     def problem(self, model: onnx_ir.Model) -> str | None:
-        """Nothing that passes could not change; the result is what is checked, in :meth:`build`."""
+        """Nothing: what passes could change is checked in the result, in :meth:`build`.
+
+        Raises:
+            NotTaken: The model's inputs are of kinds or types that there are not; all else that is wrong is named, too.
+        """
+        if input_problems(model):
+            raise NotTaken(check(prepare(model)))
         return None
 
     def runner(self, model: onnx_ir.Model, *, plain: bool = False, few_runs: bool = False) -> Session:

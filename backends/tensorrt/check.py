@@ -54,16 +54,13 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.op} {self.node!r}: {self.what}"
 
-    def to_dict(self) -> dict[str, str]:
-        """For reports."""
-        return asdict(self)
-
 
 class NotTaken(BackendError):
-    """TensorRT does not take a model; ``problems`` are all the reasons."""
+    """TensorRT does not take a model; ``problems`` are all the reasons, ``details`` the same for reports."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
+        self.details = tuple(asdict(problem) for problem in self.problems)
         lines = "".join(f"\n  {problem}\n    {problem.hint}" for problem in self.problems)
         count = len(self.problems)
         super().__init__(
@@ -87,6 +84,11 @@ def check(model: onnx_ir.Model) -> list[Problem]:
     return _Check(model).problems()
 
 
+def input_problems(model: onnx_ir.Model) -> list[Problem]:
+    """What TensorRT does not take of a model's inputs and outputs, which no pass changes."""
+    return list(_Check(model).of_inputs())
+
+
 def needed_version(model: onnx_ir.Model) -> str:
     """The first version of TensorRT that has all operators of a model that :func:`check` has nothing against."""
     found = [operator(node.domain, node.op_type) for node in model.graph.all_nodes()]
@@ -100,7 +102,7 @@ class _Check:
         self.model, self.facts = model, Facts(model)
 
     def problems(self) -> list[Problem]:
-        return [*self._of_model(), *self._of_inputs(), *self._of_graph(self.model.graph)]
+        return [*self._of_model(), *self.of_inputs(), *self._of_graph(self.model.graph)]
 
     def _of_model(self) -> Iterator[Problem]:
         low, high = table().opset
@@ -113,7 +115,8 @@ class _Check:
                 f"export it with an opset from {low} to {high}",
             )
 
-    def _of_inputs(self) -> Iterator[Problem]:
+    def of_inputs(self) -> Iterator[Problem]:
+        """What is wrong with inputs and outputs."""
         for value in (*self.model.graph.inputs, *self.model.graph.outputs):
             name = value.name or ""
             side = "input" if value.is_graph_input() else "output"
@@ -323,4 +326,4 @@ def _either(items: Iterable[Any]) -> str:
     return " or ".join(map(str, items))
 
 
-__all__ = ["NotTaken", "Problem", "check", "is_plugin", "needed_version"]
+__all__ = ["NotTaken", "Problem", "check", "input_problems", "is_plugin", "needed_version"]

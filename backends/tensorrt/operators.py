@@ -31,6 +31,7 @@ class Operator:
     """What TensorRT takes of an operator; the fields are described in ``operators.toml``."""
 
     types: frozenset[DType]
+    makes: frozenset[DType] = frozenset()
     of: str = "input 0"
     constant: tuple[int, ...] = ()
     ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class _Row:
 
     ops: str
     types: tuple[str, ...]
+    makes: tuple[str, ...] = ()
     of: str = "input 0"
     constant: tuple[int, ...] = ()
     ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -86,11 +88,14 @@ def table() -> Table:
     data = tomllib.loads(resources.files("optc.backends.tensorrt").joinpath("operators.toml").read_text("utf-8"))
     operators: dict[str, Operator] = {}
     for row in (record(_Row, entry) for entry in data["operators"]):
-        types = frozenset(onnx_ir.DataType[name] for group in row.types for name in data["types"][group])
-        own = {key: value for key, value in vars(row).items() if key not in ("ops", "types")}
+        types, makes = (
+            frozenset(onnx_ir.DataType[name] for group in groups for name in data["types"][group])
+            for groups in (row.types, row.makes)
+        )
+        own = {key: value for key, value in vars(row).items() if key not in ("ops", "types", "makes")}
         for op in row.ops.split():
             assert op not in operators, f"{op} is there twice"
-            operators[op] = Operator(types, **own)
+            operators[op] = Operator(types, makes, **own)
     return Table((data["opset"][0], data["opset"][1]), operators, data["instead"])
 
 
@@ -112,7 +117,7 @@ def supports(
         domain: The op's domain; "" and "ai.onnx" are the same.
         op: The op type.
         opset_version: The opset version that the model imports for ``domain``.
-        dtypes: Element type of the first input, or by type variable; None asks for any.
+        dtypes: Element type of the first input (or of the result), or by type variable; None asks for any.
         provider: Not looked at; TensorRT is the same everywhere.
     """
     known = operator(domain, op)
@@ -120,7 +125,7 @@ def supports(
     if known is None or not low <= opset_version <= high or not defined(op, opset_version):
         return False
     wanted = dtypes.values() if isinstance(dtypes, Mapping) else [dtypes] if dtypes is not None else []
-    return all(dtype in known.types for dtype in wanted)
+    return all(dtype in known.types | known.makes for dtype in wanted)
 
 
 def float_precisions() -> tuple[str, ...]:

@@ -90,6 +90,9 @@ def _scales(node: onnx_ir.Node, facts: Facts, codes: onnx_ir.Value | None, scale
 
 def _blocks(node: onnx_ir.Node, facts: Facts, weights: bool, shape: tuple | None, block: int) -> Iterator[Finding]:
     axis = int_attr(node, "axis", 1)
+    dtype = facts.dtype(node.inputs[0])
+    if dtype == DType.INT8:
+        yield "codes of int8 have no blocks with scales of their own", "use one scale per channel, or 4 bits"
     if not weights or not _feeds_products(node):
         yield "blocks with scales of their own are for constant weights of products", "use one scale per channel"
     if shape is None:
@@ -99,7 +102,7 @@ def _blocks(node: onnx_ir.Node, facts: Facts, weights: bool, shape: tuple | None
         yield "its blocks are along neither of the last two axes", "let them be along the rows of the matrix"
     if isinstance(shape[axis], int) and shape[axis] % block:
         yield f"blocks of {block} do not divide {shape[axis]}", "use blocks of a width that divides the rows"
-    if facts.dtype(node.inputs[0]) in _NARROW and isinstance(shape[-1], int) and shape[-1] % 2:
+    if dtype in _NARROW and isinstance(shape[-1], int) and shape[-1] % 2:
         yield "the last dim of weights in four bits must be even", "use 8 bits here"
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
+import onnx.parser
 import pytest
 
 from optc.backends.tensorrt import backend, library
@@ -86,3 +88,16 @@ def test_the_bundle_is_handed_to_the_builder(
     assert done.code == 0, done.err
     assert (tmp_path / "direct.engine").read_bytes() == b"engine" and asked == ["cnn.trt", "direct.trt"]
     assert "a note" in done.out
+
+
+def test_what_is_not_taken_is_in_the_report(cli, tmp_path: Path) -> None:
+    model, report = tmp_path / "det.onnx", tmp_path / "report.json"
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[4, 4] x) => (float y) { [volume] y = Det (x) }'
+    onnx.save(onnx.parser.parse_model(text), model)
+    done = cli(str(model), "--target=a100", "-o", str(tmp_path / "det.trt"), "--report", str(report))
+    assert done.code == 1 and "Det 'volume': TensorRT has no such operator" in done.err
+    told = json.loads(report.read_text())["error"]
+    assert [(one["node"], one["op"]) for one in told["details"]] == [("volume", "Det")] and "plugin" in told["details"][
+        0
+    ]["hint"]
+    assert not (tmp_path / "det.trt").exists()

@@ -224,12 +224,12 @@ FORMS: tuple[Form, ...] = (
         lookup=_gather_block_quantized,
     ),
     # TensorRT 10 and later: weight-only quantization of products, symmetric, scales above zero, K a multiple of the
-    # block ("Working with Quantized Types", and IDequantizeLayer in NvInfer.h).
+    # block; of 8 bits only with activations of 8 bits ("Working with Quantized Types", and IDequantizeLayer).
     Form(
         "blocked DequantizeLinear",
         "tensorrt",
         ("", "DequantizeLinear", 21),
-        grids={4: frozenset({"none"}), 8: frozenset({"none"})},
+        grids={4: frozenset({"none"})},
         positive=True,
         block=_dividing,
         product=_dequantized_product,

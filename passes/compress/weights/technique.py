@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
+from optc.ir.opset import obstacle, raise_opset
 from optc.ir.rewriter import Rewriter
 from optc.passes.calibration.store import Request, Statistics
 from optc.passes.compress.layers import Layer
@@ -50,6 +52,7 @@ class WeightOnly:
         self._statistics: Statistics | None = None
         self._known = KnownInputs(None)
         self._codes: dict[tuple[str, str], Codes] = {}
+        self._obstacles: dict[int, str | None] = {}
 
     def why_not(self, study: Study) -> str | None:
         if study.kernels is None:
@@ -61,7 +64,7 @@ class WeightOnly:
     def requests(self, study: Study, layer: Layer) -> Iterable[Request]:
         if not study.measure.samples.real or layer.rows > _LARGEST:
             return ()
-        if all(isinstance(self._form(study, layer, grid), str) for grid in GRIDS.values()):
+        if all(isinstance(self._form(study, layer, grid), str) for grid in self._labels(study).values()):
             return ()
         request = gram_request(layer)
         return () if request is None else (request,)
@@ -85,6 +88,8 @@ class WeightOnly:
             layer, label, known = choice.layer, choice.option.label, study.layers[choice.index]
             form = self._form(study, known, self._labels(study)[label])
             assert not isinstance(form, str), "it was found when the option was proposed"
+            if form.opset > rewriter.opset():
+                raise_opset(rewriter, form.opset)
             # What others folded into the weight since then is in its new name.
             same = layer.weight.name == known.weight.name
             codes = self._quantized(study, known, label) if same else self._encode(study, layer, label, rewriter.facts)
@@ -99,16 +104,27 @@ class WeightOnly:
             self._study, self._statistics = study, study.known
             informed = study.known is not None and study.known.real
             self._known, self._codes = KnownInputs(study.known if informed else None), {}
+            self._obstacles = {}
 
     def _forms(self, study: Study) -> list[Form]:
         return usable_forms(self._backend or study.target.backend, study.supports)
 
     def _form(self, study: Study, layer: Layer, grid: Grid) -> Form | str:
-        return form_for(layer, grid, self._forms(study), study.facts)
+        form = form_for(layer, grid, self._forms(study), study.facts)
+        if isinstance(form, str) or form.opset <= study.facts.opset():
+            return form
+        if form.opset not in self._obstacles:
+            self._obstacles[form.opset] = obstacle(study.model, study.facts, form.opset)
+        reason = self._obstacles[form.opset]
+        return form if reason is None else f"{form.name} needs opset {form.opset}: {reason}"
 
     def _labels(self, study: Study) -> dict[str, Grid]:
         informed = study.known is not None and study.known.real
-        return {label.format(INFORMED if informed else BLIND): grid for label, grid in GRIDS.items()}
+        positive = all(form.positive for form in self._forms(study))
+        return {
+            label.format(INFORMED if informed else BLIND): replace(grid, positive=positive)
+            for label, grid in GRIDS.items()
+        }
 
     def _option(self, study: Study, layer: Layer, label: str, form: Form) -> Option:
         grid = self._labels(study)[label]

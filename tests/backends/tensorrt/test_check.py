@@ -60,6 +60,9 @@ def test_the_table_speaks_of_inputs_outputs_and_attributes_that_there_are():
         ("", "Mish", 18, DType.BFLOAT16, False),
         ("", "LayerNormalization", 13, DType.FLOAT, False),
         ("", "BitShift", 13, None, False),
+        ("", "DequantizeLinear", 21, DType.INT4, True),
+        ("", "DequantizeLinear", 21, DType.FLOAT16, True),
+        ("", "DequantizeLinear", 21, DType.UINT8, False),
         ("com.microsoft", "Gelu", 1, DType.FLOAT, False),
     ],
 )
@@ -221,7 +224,7 @@ def test_all_problems_are_told_at_once_with_what_to_do():
     for problem in problems:
         assert str(problem) in error.what and problem.hint in error.what
     assert error.problems == tuple(problems)
-    assert json.loads(json.dumps([problem.to_dict() for problem in problems]))[2]["op"] == "Det"
+    assert json.loads(json.dumps(error.details))[2]["op"] == "Det"
 
 
 def test_the_version_that_is_needed_is_that_of_the_newest_operator():
@@ -291,6 +294,8 @@ def blocked(rows: int, block: int, dtype: DType = DType.INT4) -> onnx_ir.Model:
 def test_weights_of_four_bits_in_blocks_are_for_products():
     assert check(blocked(64, 32)) == []
     assert [problem.what for problem in check(blocked(40, 32))] == ["blocks of 32 do not divide 40"]
+    found = [problem.what for problem in check(blocked(64, 32, DType.INT8))]
+    assert found == ["codes of int8 have no blocks with scales of their own"]
     model = blocked(64, 32)
     product = model.graph[-1]
     product.op_type = "Add"
