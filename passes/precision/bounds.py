@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
+from optc.ir.mapped import release
 from optc.ir.ops import operand
 
 #: The least and the largest value.
@@ -48,6 +49,10 @@ class Bounds:
         """The contents of a constant."""
         return self._facts.const(value)
 
+    def release(self, value: onnx_ir.Value) -> None:
+        """Give back the memory that reading a constant took."""
+        release(self._facts.tensor(value))
+
     def dtype(self, value: onnx_ir.Value | None) -> onnx_ir.DataType | None:
         """The element type of a value."""
         return self._facts.dtype(value)
@@ -65,6 +70,7 @@ class Bounds:
         if array is None or not array.size:
             return None
         low, high = float(array.min()), float(array.max())
+        self.release(value)
         return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
     def _of(self, node: onnx_ir.Node) -> Interval | None:
@@ -190,6 +196,7 @@ def _product(bounds: Bounds, node: onnx_ir.Node) -> Interval | None:
     else:
         axes = tuple(range(1, weight.ndim))
     largest = max(map(abs, x)) * _largest_sum(weight, axes)
+    bounds.release(node.inputs[1])
     for name in ("alpha", "beta"):
         if name in node.attributes and node.attributes[name].as_float() != 1:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -162,8 +162,10 @@ class _Work:
         if kernels is None or not computes_in(ctx, self.narrow):
             return None
 
-        def supports(domain: str, op: str, version: int) -> bool:
-            return bool(kernels.supports(domain, op, version, self.narrow.dtype, provider=ctx.target.provider))
+        def supports(domain: str, op: str, version: int, variables: Collection[str] | None) -> bool:
+            dtype = self.narrow.dtype
+            types = dtype if variables is None else dict.fromkeys(variables, dtype)
+            return bool(kernels.supports(domain, op, version, types, provider=ctx.target.provider))
 
         return supports
 

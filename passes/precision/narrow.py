@@ -47,8 +47,10 @@ class Narrow:
 
     def rounded(self, array: np.ndarray) -> np.ndarray:
         """An array in this type. What is too large becomes the largest number of its sign, infinities stay."""
-        clipped = np.clip(array, -self.largest, self.largest)
-        return np.where(np.isfinite(array), clipped, array).astype(self.dtype.numpy())
+        if array.size and not -self.largest <= array.min() <= array.max() <= self.largest:
+            clipped = np.clip(array, -self.largest, self.largest)
+            array = np.where(np.isfinite(array), clipped, array)
+        return array.astype(self.dtype.numpy())
 
 
 FP16 = Narrow("fp16", onnx_ir.DataType.FLOAT16, 65504.0, 2.0**-14, 2.0**-11, 2**11)

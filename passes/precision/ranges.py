@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.facts import Facts
+from optc.ir.mapped import release
 from optc.passes.calibration.moments import Moments
 from optc.passes.calibration.store import Request, Statistics
 from optc.passes.precision.bounds import Bounds
@@ -44,7 +45,6 @@ class Ranges:
     statistics: Statistics | None = None
     masking: frozenset[onnx_ir.Value] = frozenset()
     _told: dict[onnx_ir.Value, str | None] = field(default_factory=dict, init=False)
-    _constants: dict[tuple[onnx_ir.Value, bool], str | None] = field(default_factory=dict, init=False)
 
     @property
     def real(self) -> bool:
@@ -55,6 +55,7 @@ class Ranges:
         """Why a value must not be narrow, or None if nothing is known against it."""
         if value not in self._told:
             self._told[value] = self._constant(value) if self.facts.is_const(value) else self._activation(value)
+            release(self.facts.tensor(value))
         return self._told[value]
 
     def fits(self, value: onnx_ir.Value) -> bool:
@@ -123,21 +124,23 @@ class Ranges:
         array = self.facts.const(value)
         assert array is not None
         wrong = lost = nonzero = 0
-        squares = errors = 0.0
-        largest = 0.0
+        squares = errors = largest = 0.0
         for piece in pieces(array):
-            # What is too large is looked at as what it would become, or stands for infinity.
-            piece = piece.astype(np.float32)
-            finite = piece[np.isfinite(piece)]
-            huge = np.abs(finite) > self.narrow.largest
-            wrong += int(np.count_nonzero(huge & ((finite > 0) | (value not in self.masking))))
-            largest = max(largest, float(np.abs(finite).max(initial=0.0)))
-            kept = finite[~huge]
+            kept = piece.astype(np.float32, copy=False).reshape(-1)
+            reaches = float(max(-kept.min(initial=0), kept.max(initial=0)))
+            if not reaches <= self.narrow.largest:
+                # What is too large is looked at as what it would become, or stands for infinity.
+                finite = kept[np.isfinite(kept)]
+                huge = np.abs(finite) > self.narrow.largest
+                wrong += int(np.count_nonzero(huge & ((finite > 0) | (value not in self.masking))))
+                reaches = float(np.abs(finite).max(initial=0.0))
+                kept = finite[~huge]
+            largest = max(largest, reaches)
             rounded = self.narrow.rounded(kept).astype(np.float32)
-            nonzero += int(np.count_nonzero(kept))
-            lost += int(np.count_nonzero((kept != 0) & (rounded == 0)))
-            errors += float(np.sum((rounded - kept) ** 2, dtype=np.float64))
-            squares += float(np.sum(kept.astype(np.float64) ** 2))
+            many = int(np.count_nonzero(kept))
+            nonzero, lost = nonzero + many, lost + many - int(np.count_nonzero(rounded))
+            rounded -= kept
+            errors, squares = errors + float(np.vdot(rounded, rounded)), squares + float(np.vdot(kept, kept))
         name, told = self.narrow.name, f"the constant {value.name!r}"
         if wrong:
             return f"{told} reaches {largest:.3g}, more than the {self.narrow.largest:.5g} of {name}"

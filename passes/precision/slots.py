@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ _FLOAT = onnx_ir.DataType.FLOAT
 #: Operators whose result has the type that an attribute names.
 _MAKERS = frozenset({"Cast", "ConstantOfShape"})
 
-#: Says whether the target's runtime has a kernel for an operator (domain, operator, version) in the narrow type.
-Supports = Callable[[str, str, int], bool]
+#: Says whether the target's runtime has a kernel for an operator (domain, operator, version) with these type variables
+#: in the narrow type; None stands for that of the first input.
+Supports = Callable[[str, str, int, Collection[str] | None], bool]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def slots_of(node: onnx_ir.Node, row: Row, facts: Facts, narrow: Narrow, support
         return Slots(tuple(inputs), tuple(outputs))
     schema = find_schema(node, version)
     if schema is None:
-        if supports is not None and not supports(node.domain, node.op_type, version):
+        if supports is not None and not supports(node.domain, node.op_type, version, None):
             return f"the target's runtime has no {node.op_type} in {narrow.name}"
         return Slots(tuple(inputs), tuple(outputs))
     if node.domain in ("", "ai.onnx") and node.op_type in _MAKERS:
@@ -67,7 +68,8 @@ def slots_of(node: onnx_ir.Node, row: Row, facts: Facts, narrow: Narrow, support
     if not outputs:
         changing = read & set(_variables(schema))
     problem = _refused(schema, changing, narrow)
-    if problem is None and supports is not None and changing and not supports(node.domain, node.op_type, version):
+    asked = problem is None and supports is not None and changing
+    if asked and not supports(node.domain, node.op_type, version, changing):  # type: ignore[misc]
         problem = f"the target's runtime has no {node.op_type} in {narrow.name}"
     if problem is not None:
         return problem

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir
@@ -11,15 +13,22 @@ import optc
 from optc.backends.ort import Session
 from optc.ir.model import load
 from optc.ir.saving import to_proto
-from tests.passes.precision.plans import casts, narrow_ops, planned, reason, statistics, written
+from tests.passes.precision.plans import casts, narrow_ops, planned, planner, reason, statistics, written
 
 RNG = np.random.default_rng(0)
 
 
-def model(body: str, signature: str = "(float[B,64] x) => (float[B,64] y)", opset: int = 17, **weights: np.ndarray):
+def model(
+    body: str,
+    signature: str = "(float[B,64] x) => (float[B,64] y)",
+    opset: int = 17,
+    contrib: bool = False,
+    **weights: np.ndarray,
+):
     """A model of a body; weights are given as arrays, w and v are drawn."""
     given = {name: RNG.normal(0, 0.1, (64, 64)).astype(np.float32) for name in "wv"} | weights
-    text = f'<ir_version: 8, opset_import: ["": {opset}]> g {signature} {{ {body} }}'
+    imports = f'"": {opset}' + (', "com.microsoft": 1' if contrib else "")
+    text = f"<ir_version: 8, opset_import: [{imports}]> g {signature} {{ {body} }}"
     made = onnx.parser.parse_model(text)
     used = {name for node in made.graph.node for name in node.input}
     made.graph.initializer.extend(onnx.numpy_helper.from_array(array, n) for n, array in given.items() if n in used)
@@ -180,6 +189,31 @@ def test_sub_graphs_are_left_alone_with_the_reason():
     result = written(source)
     onnx.checker.check_model(to_proto(result), full_check=True)
     assert casts(result) == 4
+
+
+def test_a_runtime_is_asked_for_the_types_that_change():
+    """The first input of a Where is its condition, of which the type stays."""
+    body = "a = MatMul (x, w)  b = Where (mask, a, x)  y = MatMul (b, v)"
+    source = model(body, "(float[B,64] x, bool[B,64] mask) => (float[B,64] y)")
+    asked = {}
+
+    def supports(domain: str, op: str, version: int, variables: set[str]) -> bool:
+        asked[op] = set(variables)
+        return op != "Where"
+
+    plan = replace(planner(source), supports=supports).plan()
+    assert asked == {"MatMul": {"T"}, "Where": {"T"}}
+    assert reason(plan, "Where") == "the target's runtime has no Where in fp16"
+
+
+def test_outputs_that_are_left_out_are_no_obstacle():
+    body = "a = MatMul (x, w)  b, m, i, s = com.microsoft.SkipLayerNormalization (a, x, g, h)  y = Add (b, s)"
+    vectors = {"g": np.ones(64, np.float32), "h": np.zeros(64, np.float32)}
+    source = model(body, contrib=True, **vectors)
+    node = next(node for node in source.graph if node.op_type == "SkipLayerNormalization")
+    node.outputs[1].name = node.outputs[2].name = ""
+    seen = {name: RNG.normal(size=(8, 64)).astype(np.float32) for name in "xabsy"}
+    assert "SkipLayerNormalization" in narrow_ops(planned(source, known=statistics(seen)))
 
 
 def narrow_ops_of(result: onnx_ir.Model) -> set[str]:
