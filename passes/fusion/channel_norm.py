@@ -16,6 +16,8 @@ from optc.passes.fusion.common import node_attribute, stays_float
 from optc.passes.fusion.norm import standardized, statistics_axes
 from optc.passes.rule import fusion
 
+_SINGLE = "a single number is its own mean: what is left of it is rounding, which a scale would raise"
+
 
 def _group_attributes(found: Match) -> dict[str, Any] | str:
     facts, shape = found.facts, found.facts.shape(found.x)
@@ -36,6 +38,8 @@ def _group_attributes(found: Match) -> dict[str, Any] | str:
     channels, groups = shape[1], parts[1]
     if not isinstance(channels, int) or not isinstance(groups, int) or not groups or channels % groups:
         return f"the channels must be split into groups (x is {shape}, its groups {parts})"
+    if all(dim == 1 for dim in parts[2:]):
+        return _SINGLE
     if parts[0] != shape[0] or (len(parts) > 3 and parts[2:] != (channels // groups, *shape[2:])):
         return f"the groups must be of channels of one sample (x is {shape}, its groups {parts})"
     reason = _statistics(found, found.groups) or _per_channel(found, channels, len(shape))
@@ -49,7 +53,7 @@ def _instance_attributes(found: Match) -> dict[str, Any] | str:
     if shape is None or len(shape) < 3 or not isinstance(shape[1], int):
         return "the number of channels must be known, and x must have axes behind them"
     if all(dim == 1 for dim in shape[2:]):
-        return "a single number is its own mean: what is left of it is rounding, which a scale would raise"
+        return _SINGLE
     reason = _statistics(found, found.x) or _per_channel(found, shape[1], len(shape))
     if reason is not None:
         return reason

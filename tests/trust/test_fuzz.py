@@ -81,7 +81,7 @@ def test_a_short_run_of_the_command(kind: type[Attack]) -> None:
 def test_a_planted_bug_is_met(name: str) -> None:
     assert name in BUGS
     passes = planted(name)
-    wrong = (attempt(graph(seed), seed, (f"simplify,planted-{name}",), passes)[0] for seed in range(60))
+    wrong = (attempt(graph(seed), seed, (f"simplify,planted-{name}",), passes)[0] for seed in range(300))
     assert next(filter(None, wrong), None)
 
 

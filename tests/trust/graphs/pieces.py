@@ -51,7 +51,7 @@ class Piece:
         graph = self.model.graph
         if not all(value.type.HasField("tensor_type") for value in (*graph.input, *graph.output)):
             return False
-        if self.model.functions or graph.sparse_initializer:
+        if self.model.functions or graph.sparse_initializer or any(_trains(node) for node in graph.node):
             return False
         try:
             model = load(self.model)
@@ -116,6 +116,11 @@ def operator_pieces() -> tuple[Piece, ...]:
         if names == set(arrays) and case.model.ByteSize() + sum(a.nbytes for a in arrays.values()) < _LARGEST:
             found.append(Piece(case.name, case.model, arrays, fixed=True))
     return tuple(found)
+
+
+def _trains(node: onnx.NodeProto) -> bool:
+    """Whether it is a BatchNormalization in training, which in ONNX Runtime writes over inputs that it reads again."""
+    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 @template(18)
