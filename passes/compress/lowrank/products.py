@@ -12,6 +12,8 @@ from optc.passes.compress.lowrank.window import Window
 
 #: A spectrum of more than this many components takes long: a bound is looked at first.
 _LARGE = 1536
+#: The bound takes less time than the spectrum if its blocks have at most this share of the components.
+_CHEAPER = 0.7
 
 
 class Product:
@@ -46,9 +48,10 @@ class Product:
         return [(rank,) for rank in range(step, self.limits[0] + 1, step) if self.work(rank) < 1]
 
     def hopeless(self, rank: int, error: float) -> bool:
-        if self.limits[0] <= _LARGE or len(self._weight) > 1:
+        rows = 3 * rank // 2
+        if self.limits[0] <= _LARGE or len(self._weight) > 1 or rows > _CHEAPER * self.limits[0]:
             return False
-        return least_error(self._weight, rank, self._look().gram) > error
+        return least_error(self._weight, rank, rows, self._look().gram) > error
 
     def cut(self, *ranks: int) -> Cut:
         (rank,) = ranks

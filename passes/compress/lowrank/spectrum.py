@@ -123,7 +123,7 @@ def _energy(weight: np.ndarray, gram: np.ndarray | None) -> float:
     return max(float(np.einsum("gnk,gnk->", seen, weight)), 0.0)
 
 
-def least_error(weight: np.ndarray, rank: int, gram: np.ndarray | None = None, rows: int | None = None) -> float:
+def least_error(weight: np.ndarray, rank: int, rows: int, gram: np.ndarray | None = None) -> float:
     """A bound below which no approximation of this rank gets: far cheaper than the spectrum of a large weight.
 
     Some rows of an approximation of rank r have no higher rank, so what single blocks of rows lose adds up to no more
@@ -132,11 +132,10 @@ def least_error(weight: np.ndarray, rank: int, gram: np.ndarray | None = None, r
     Args:
         weight, gram: As for :func:`spectrum`, with one group.
         rank: The rank.
-        rows: Rows of a block; more are closer and dearer. Three times the rank if None.
+        rows: Rows of a block, more than the rank; more are closer and dearer.
     """
     (matrix,) = weight
-    size = rows or 3 * rank
-    blocks = [matrix[None, start : start + size] for start in range(0, len(matrix), size)]
+    blocks = [matrix[None, start : start + rows] for start in range(0, len(matrix), rows)]
     lost = 0.0
     for block in blocks:
         if block.shape[1] > rank:

@@ -16,7 +16,7 @@ from optc.passes.compress.dynamic_int8 import DynamicInt8
 from optc.passes.compress.layers import Layer
 from optc.passes.compress.lowrank.cuts import Cut, Form
 from optc.passes.compress.lowrank.forms import forms_of
-from optc.passes.compress.lowrank.inputs import gram_request
+from optc.passes.compress.lowrank.inputs import gram_request, too_few
 from optc.passes.compress.lowrank.writing import emit, write
 from optc.passes.compress.schemes import Scheme
 from optc.passes.compress.techniques import (
@@ -105,9 +105,11 @@ class LowRank:
             self._study, self._statistics, self._proposed = study, study.known, {}
         if layer.name in self._proposed:
             return self._proposed[layer.name]
-        forms = forms_of(layer, study.facts, study.known if study.statistics.real else None)
-        if isinstance(forms, str):
-            return forms
+        known = study.known if study.statistics.real else None
+        forms = forms_of(layer, study.facts, known)
+        few = None if isinstance(forms, str) else too_few(layer, study.facts, known)
+        if isinstance(forms, str) or few is not None:
+            return few or forms
         limit = min(_LARGEST_ERROR, _TIMES_BUDGET * study.measure.max_error)
         cuts, reasons = [], []
         for form in forms:

@@ -89,14 +89,14 @@ def test_the_bound_is_one(count: int, width: int, rank: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((1, count, width))
     gram = gram_of(inputs(rng, 1, 80, width, width))
-    bound, error = least_error(weight, rank, gram), spectrum(weight, gram).error(rank)
+    bound, error = least_error(weight, rank, 3 * rank, gram), spectrum(weight, gram).error(rank)
     assert 0 <= bound <= error + 1e-9
-    assert least_error(weight, rank, gram, rows=count) == pytest.approx(error, rel=1e-6, abs=1e-7)
+    assert least_error(weight, rank, count, gram) == pytest.approx(error, rel=1e-6, abs=1e-7)
 
 
 def test_the_bound_is_of_use() -> None:
     weight = np.random.default_rng(0).standard_normal((1, 400, 300))
-    assert 0.6 < least_error(weight, 50) / spectrum(weight).error(50) <= 1
+    assert 0.6 < least_error(weight, 50, 150) / spectrum(weight).error(50) <= 1
 
 
 def test_layers_of_one_input_share_a_factor() -> None:
