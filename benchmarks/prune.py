@@ -58,13 +58,15 @@ def sizes(report: dict[str, Any]) -> tuple[str, str]:
     return "1.00", "1.00x"
 
 
-def timed(models: dict[str, Path], settings: list[dict[str, int]], seconds: float) -> dict[str, dict[str, float]]:
+def timed(
+    models: dict[str, Path], settings: list[dict[str, int]], seconds: float, rounds: int = 9
+) -> dict[str, dict[str, float]]:
     """Times of models in turns, in a process of its own with one thread; the first is the reference."""
     with tempfile.TemporaryDirectory() as folder:
         spec, out = Path(folder, "spec.json"), Path(folder, "out.json")
         paths = {name: str(path) for name, path in models.items()}
         spec.write_text(
-            json.dumps({"models": paths, "settings": settings, "threads": 1, "seconds": seconds, "rounds": 9})
+            json.dumps({"models": paths, "settings": settings, "threads": 1, "seconds": seconds, "rounds": rounds})
         )
         done = run_measured([sys.executable, str(HERE / "harness" / "latency.py"), str(spec), str(out)], 1800)
         if done.failure:
@@ -163,14 +165,14 @@ def _accuracy(path: Path) -> str:
     return f"{100 * float((logits.argmax(-1) == labels).mean()):.2f} %"
 
 
-def store(tables: dict[str, str], arguments: Sequence[str]) -> None:
+def store(tables: dict[str, str], arguments: Sequence[str], script: str = "prune.py") -> None:
     """Write the sections that were measured; those of others in the same file stay."""
     known = machine.describe()
     versions = ", ".join(f"{name} {version}" for name, version in sorted(machine.versions().items()))
     text = STORED.read_text() if STORED.exists() else "# What is removed or factored\n"
     sections = re.split(r"(?m)^(?=## )", text)
     for title, table in tables.items():
-        command = " ".join(["python", "benchmarks/prune.py", *public(list(arguments))])
+        command = " ".join(["python", f"benchmarks/{script}", *public(list(arguments))])
         where = f"{known['cpu']}, {known['cores']} cores, {known['flags']}; Python {known['python']}, {versions}"
         section = f"## {title}\n\n{where}; one thread, `{command}`.\n\n{table}\n"
         sections = [one for one in sections if not one.startswith(f"## {title}\n")] + [section]
