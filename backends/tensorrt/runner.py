@@ -91,6 +91,7 @@ class EngineRunner:
         if weight_budget is not None:
             part(self._trt, "ICudaEngine.weight_streaming_budget_v2", "a budget for weights")
             self._engine.weight_streaming_budget_v2 = weight_budget
+        self._layers = info.layers if info is not None else None
         self._ports = {port.name: port for port in self._read_ports()}
         self._inputs, self._outputs = self._specs(info)
         self._profiles = tuple(self._read_profiles())
@@ -109,8 +110,8 @@ class EngineRunner:
         return self._outputs
 
     def layers(self) -> tuple[Layer, ...]:
-        """What the engine is made of."""
-        return layers(self._trt, self._engine, {})
+        """What the engine is made of; with nodes of the original model where optc built it."""
+        return self._layers if self._layers is not None else layers(self._trt, self._engine, {})
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see :meth:`optc.backends.base.Runner.run`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,8 @@ import onnx_ir
 import pytest
 
 from optc.backends.base import Runner
-from optc.backends.tensorrt.engine_file import EngineInfo, Tensor, info_path
+from optc.backends.tensorrt.engine_file import EngineInfo, Tensor, info_path, read_info
+from optc.backends.tensorrt.inspector import Layer
 from optc.backends.tensorrt.recipe import digest
 from optc.backends.tensorrt.runner import _KEPT, DTYPES, EngineRunner
 from optc.ir.errors import BackendError, DataError
@@ -154,6 +156,16 @@ def test_an_engine_of_another_tool_opens_unchecked(engine, path):
     runner = EngineRunner(path)
     assert [spec.shape for spec in runner.inputs] == [(None, 4)]
     np.testing.assert_array_equal(runner.run({"x": _x(2)})["y"], 2 * _x(2))
+
+
+def test_layers_are_those_that_were_written_down_or_the_engines(engine, path, double):
+    layer = Layer("fused", "gemm", ("a",), ("source",))
+    info_path(path).write_text(replace(read_info(path), layers=(layer,)).to_json())
+    assert EngineRunner(path).layers() == (layer,)
+    assert not double.named("ICudaEngine.create_engine_inspector")
+    info_path(path).unlink()
+    double.behaviours["EngineInspector.get_engine_information"] = lambda on, format: '{"Layers": ["one"]}'
+    assert [layer.name for layer in EngineRunner(path).layers()] == ["one"]
 
 
 @pytest.mark.parametrize(
