@@ -224,7 +224,7 @@ class Planner:
         return self._slots[node].outputs if node in self._slots else ()
 
     def _values(self) -> Iterator[onnx_ir.Value]:
-        yield from (value for value in self.graph.inputs if not value.is_initializer())
+        yield from self.graph.inputs
         for node in self.graph:
             yield from node.outputs
 

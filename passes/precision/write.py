@@ -139,7 +139,8 @@ class _Writer:
         return source if self.rewriter.facts.dtype(source) == self.plan.narrow.dtype else None
 
     def _down(self, value: onnx_ir.Value) -> onnx_ir.Value:
-        if value in self.plan.masking and not self.plan.makes(value):
+        # Max broadcasts from opset 8 on.
+        if value in self.plan.masking and not self.plan.makes(value) and self.rewriter.opset() >= 8:
             lowest = self.rewriter.constant(np.float32(-self.plan.narrow.largest / 2), "lowest")
             value = self.rewriter.op("Max", value, lowest)  # what is lower would become minus infinity
         return self._cast(value, self.plan.narrow.dtype, f"{value.name}_{self.plan.narrow.name}")
