@@ -196,6 +196,33 @@ GRAPHS: dict[str, tuple[str, dict[str, np.ndarray], list[int], int]] = {
         [2],
         23,
     ),
+    "grouped queries": (
+        """g (float[b, s, 32] x) => (float[b, s, 32] y) {
+            q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+            o = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(q, k, v, , , lens, total)
+            y = MatMul(o, wo) }""",
+        weights(wq=(32, 32), wk=(32, 16), wv=(32, 16), wo=(32, 32))
+        | {"lens": np.full((2, 1), 8, np.int32), "total": np.int32(9)},
+        [2],
+        17,
+    ),
+    "experts": (
+        """g (float[n, 6] x, float[n, 3] r) => (float[n, 6] y) {
+            y = com.microsoft.MoE<k = 2, activation_type = "relu">(x, r, f1, b1, f2, b2) }""",
+        weights(f1=(3, 8, 6), b1=(3, 8), f2=(3, 6, 8), b2=(3, 6)),
+        [8],
+        17,
+    ),
+    "rotated heads": (
+        """g (float[b, s, 12] x) => (float[b, s, 12] y) {
+            q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+            qr = RotaryEmbedding<num_heads = 3>(q, cos, sin, at) kr = RotaryEmbedding<num_heads = 3>(k, cos, sin, at)
+            o = Attention<q_num_heads = 3, kv_num_heads = 3>(qr, kr, v) y = MatMul(o, wo) }""",
+        weights(wq=(12, 12), wk=(12, 12), wv=(12, 12), wo=(12, 12), cos=(16, 2), sin=(16, 2))
+        | {"at": np.tile(np.arange(9), (2, 1))},
+        [3],
+        23,
+    ),
     "an embedding": (
         """g (int64[n] i) => (float[n, 5] y) { e = Gather(table, i) r = Tanh(e) y = MatMul(r, v) }""",
         weights(table=(7, 8), v=(8, 5)),
