@@ -22,14 +22,34 @@ from optc.passes.calibration.views import COLUMNS, Patches, View
 from optc.passes.compress.prune.axes import Group, Structure
 from optc.passes.compress.prune.scope import Weight
 
-#: Added to the diagonal of Gram matrices, as a share of its mean: what few samples do not tell.
-RIDGE = 1e-3
+#: The least that is added to the diagonal of a Gram matrix, as a share of its mean, and how much more for every column
+#: that there is per row: what few samples do not tell must not be read out of them.
+_RIDGE, _RIDGE_PER_COLUMN = 1e-3, 0.15
 #: Columns of patches up to which readers are looked at with data.
 _WIDEST = 5000
 #: Units that are removed between two updates of the inverse, as a share of all.
 _STEP = 1 / 48
 #: Rows of patches over all samples that make a Gram matrix of K columns, per column.
 _ROWS_PER_COLUMN = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Second:
+    """What is known of the rows that a layer reads.
+
+    Attributes:
+        gram: X^T X / n, (K, K) float64.
+        rows: How many rows that is the mean of.
+    """
+
+    gram: np.ndarray
+    rows: int
+
+    @property
+    def ridge(self) -> float:
+        """What is added to the diagonal."""
+        share = _RIDGE + _RIDGE_PER_COLUMN * len(self.gram) / max(self.rows, 1)
+        return share * max(float(np.trace(self.gram)) / len(self.gram), 1e-30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +176,7 @@ def _sizes(structure: Structure, group: Group, weights: Sequence[Weight]) -> np.
 
 
 def by_damage(
-    structure: Structure, group: Group, readers: Sequence[Reader], grams: Mapping[int, np.ndarray], most: float = 1.0
+    structure: Structure, group: Group, readers: Sequence[Reader], grams: Mapping[int, Second], most: float = 1.0
 ) -> Ranking:
     """Units by what the readers lose.
 
@@ -164,7 +184,7 @@ def by_damage(
         structure: The graph.
         group: The group.
         readers: All of its readers.
-        grams: X^T X / n of each reader's input, by the reader's index; (K, K).
+        grams: What is known of each reader's input, by the reader's index.
         most: The share of the units up to which the errors are asked for.
     """
     sides = [_Side.of(structure, group, reader, grams[index]) for index, reader in enumerate(readers)]
@@ -195,22 +215,21 @@ class _Side:
     Args:
         columns: Columns of each unit, (units, columns per unit).
         weight: (K, N).
-        gram: (K, K), made regular.
+        second: What is known of the input.
     """
 
-    def __init__(self, columns: list[np.ndarray], weight: np.ndarray, gram: np.ndarray) -> None:
+    def __init__(self, columns: list[np.ndarray], weight: np.ndarray, second: Second) -> None:
         self.columns, self.weight = columns, weight.copy()
-        self.energy = max(float(np.sum(weight * (gram @ weight))), 1e-30)
-        regular = gram + np.eye(len(gram)) * (RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30))
-        self.inverse = np.linalg.inv(regular)
+        self.energy = max(float(np.sum(weight * (second.gram @ weight))), 1e-30)
+        self.inverse = np.linalg.inv(second.gram + np.eye(len(second.gram)) * second.ridge)
 
     @classmethod
-    def of(cls, structure: Structure, group: Group, reader: Reader, gram: np.ndarray) -> _Side:
+    def of(cls, structure: Structure, group: Group, reader: Reader, second: Second) -> _Side:
         positions = reader.columns(structure.positions(group, reader.weight.ids))
         mine = np.flatnonzero(positions >= 0)
         ordered = mine[np.argsort(positions[mine], kind="stable")]
         counts = np.bincount(positions[mine], minlength=len(group))
-        return cls(np.split(ordered, np.cumsum(counts)[:-1]), reader.matrix(structure.facts), gram)
+        return cls(np.split(ordered, np.cumsum(counts)[:-1]), reader.matrix(structure.facts), second)
 
     def costs(self, left: np.ndarray) -> np.ndarray:
         """What removing each unit that is left would cost."""
@@ -242,15 +261,15 @@ class _Side:
         return cost
 
 
-def grams_of(readers: Sequence[Reader], known: Statistics) -> dict[int, np.ndarray] | str:
+def grams_of(readers: Sequence[Reader], known: Statistics) -> dict[int, Second] | str:
     """The Gram matrix of each reader's input, or why one is not there."""
     grams = {}
     for index, (reader, request) in enumerate(zip(readers, gram_requests(readers), strict=True)):
         reason = known.why_not(request)
         if reason is not None:
             return reason
-        gram = known.gram(request.value, reader.view)
-        if not np.isfinite(gram).all():
+        second = Second(known.gram(request.value, reader.view), known.gram_rows(request.value, reader.view))
+        if not np.isfinite(second.gram).all():
             return "its input is not finite"
-        grams[index] = gram
+        grams[index] = second
     return grams

@@ -17,30 +17,34 @@ import onnx_ir
 from optc.ir.ops import operand
 from optc.ir.rewriter import Rewriter
 from optc.passes.calibration.store import Request, Statistics
-from optc.passes.compress.prune.importance import RIDGE, Reader
+from optc.passes.compress.prune.importance import Reader, Second
 
 #: Times that statistics are gathered anew on the way from the first layer to the last.
 STAGES = 8
 #: Rows per column that a layer is fitted to, and bounds of their number.
 _ROWS_PER_COLUMN, _FEWEST, _MOST = 4, 512, 8192
 
+#: Ridges that are tried, as shares of the mean of the diagonal.
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
 #: Gathers statistics of a model.
 Collect = Callable[[onnx_ir.Model, Sequence[Request]], Statistics]
 
 
-def fitted(weight: np.ndarray, gram: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def fitted(weight: np.ndarray, second: Second, keep: np.ndarray) -> np.ndarray:
     """The weights on the columns that are kept whose output is nearest to that of all.
 
     Args:
         weight: (K, N).
-        gram: X^T X / n, (K, K).
+        second: What is known of the rows.
         keep: (K,) bool.
 
     Returns:
         (kept, N).
     """
+    gram = second.gram
     inner = gram[np.ix_(keep, keep)]
-    ridge = np.eye(len(inner)) * (RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30))
+    ridge = np.eye(len(inner)) * second.ridge
     # The ridge pulls towards the weights as they were: what the data do not tell stays.
     return weight[keep] + np.linalg.solve(inner + ridge, gram[np.ix_(keep, ~keep)] @ weight[~keep])
 
@@ -67,7 +71,7 @@ class Fit:
 
 
 def fit_from_grams(
-    rw: Rewriter, fits: Sequence[Fit], nodes: Mapping[onnx_ir.Node, onnx_ir.Node], grams: Sequence[np.ndarray]
+    rw: Rewriter, fits: Sequence[Fit], nodes: Mapping[onnx_ir.Node, onnx_ir.Node], grams: Sequence[Second]
 ) -> None:
     """Write weights in closed form into a graph that was cut.
 
@@ -75,7 +79,7 @@ def fit_from_grams(
         rw: The rewriter of the graph that was cut.
         fits: The readers.
         nodes: Nodes of it by the nodes of the graph as it was.
-        grams: X^T X / n of each reader's input before anything was cut.
+        grams: What is known of each reader's input, before anything was cut.
     """
     for fit, gram in zip(fits, grams, strict=True):
         matrix = fitted(fit.weight, gram, fit.reader.columns(fit.keep))
@@ -128,10 +132,10 @@ def _fit(rw: Rewriter, fit: Fit, node: onnx_ir.Node, wanted: np.ndarray, given: 
     if bias is not None:
         shift, middle = target.mean(axis=0), rows.mean(axis=0)
         target, rows = target - shift, rows - middle
-    gram = rows.T @ rows / len(rows)
-    ridge = np.eye(len(gram)) * (RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30))
-    missing = target - rows @ current
-    matrix = current + np.linalg.solve(gram + ridge, rows.T @ missing / len(rows))
+    correction = _correction(rows, target - rows @ current)
+    if correction is None:
+        return False
+    matrix = current + correction
     _store(rw, fit, node, matrix)
     if bias is not None:
         # The bias takes up what the means of inputs no longer make.
@@ -140,6 +144,28 @@ def _fit(rw: Rewriter, fit: Fit, node: onnx_ir.Node, wanted: np.ndarray, given: 
             rw.set_input(node, 2, rw.constant((bias + shift - middle @ matrix).astype(np.float32), "bias_fitted"))
         rw.erase_initializer(old)
     return True
+
+
+def _correction(rows: np.ndarray, missing: np.ndarray) -> np.ndarray | None:
+    """What to add to weights so that rows make up for what is missing; None if that does not help rows not seen.
+
+    The ridge is the one with which the last rows, which come of other samples, are met best by a fit to the first.
+    """
+    told = len(rows) * 3 // 4
+    (seen, wanted), (unseen, tested) = (rows[:told], missing[:told]), (rows[told:], missing[told:])
+    if not len(seen) or not len(unseen):
+        return None
+    values, vectors = np.linalg.eigh(seen.T @ seen / told)
+    sides, turned, mean = vectors.T @ (seen.T @ wanted / told), unseen @ vectors, max(float(values.mean()), 1e-30)
+    losses = {
+        share: float(np.square(tested - turned @ (sides / (np.maximum(values, 0) + share * mean)[:, None])).sum())
+        for share in _RIDGES
+    }
+    best = min(_RIDGES, key=lambda share: losses[share])
+    if losses[best] >= float(np.square(tested).sum()):
+        return None
+    gram = rows.T @ rows / len(rows)
+    return np.linalg.solve(gram + np.eye(len(gram)) * (best * mean), rows.T @ missing / len(rows))
 
 
 def _matrix(reader: Reader, array: np.ndarray) -> np.ndarray:

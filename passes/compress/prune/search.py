@@ -33,7 +33,7 @@ _PROBES = 3
 #: A layer's own error may be so many times the budget of the outputs: residual sums dilute it.
 _DILUTION = 4.0
 #: The bound of a layer's own error where a metric is the budget.
-_WITH_METRIC = 0.5
+_WITH_METRIC = 1.0
 #: Seconds spent on timing one layer in one form.
 _SECONDS = 0.1
 #: Share of a group's time below which a difference is noise.

@@ -17,6 +17,7 @@ from optc.passes.compress.prune.cut import Removal, cut
 from optc.passes.compress.prune.importance import (
     Ranking,
     Reader,
+    Second,
     by_damage,
     by_magnitude,
     gram_requests,
@@ -145,11 +146,11 @@ class Work:
         if in_order and fits:
             fit_in_order(rw, original or self.model, fits, nodes, self.statistics.collect)
 
-    def _fits(self, counts: Counts, removed: list[int]) -> tuple[list[Fit], list[np.ndarray]]:
+    def _fits(self, counts: Counts, removed: list[int]) -> tuple[list[Fit], list[Second]]:
         """The readers of what goes that can be fitted, in the graph's order, and Gram matrices of their inputs."""
         removal = Removal(self.structure, removed)
         places = {node: number for number, node in enumerate(self.structure.graph)}
-        readers: dict[tuple[onnx_ir.Node, int], tuple[Reader, np.ndarray]] = {}
+        readers: dict[tuple[onnx_ir.Node, int], tuple[Reader, Second]] = {}
         for group, count in counts.items():
             if not count or group not in self._readers:
                 continue
@@ -169,10 +170,10 @@ class Work:
             outputs = np.logical_and.outer(outputs, keeps[axis]).reshape(-1)
         return Fit(reader, removal.keep(weight.ids), reader.matrix(removal.facts)[:, outputs])
 
-    def _gram(self, reader: Reader) -> np.ndarray:
+    def _gram(self, reader: Reader) -> Second:
         (request,) = gram_requests([reader])
         known = next(one for one in self._known if one.why_not(request) is None)
-        return known.gram(request.value, reader.view)
+        return Second(known.gram(request.value, reader.view), known.gram_rows(request.value, reader.view))
 
     def cost(self, model: onnx_ir.Model, facts: Any) -> Cost:
         """Parameters and arithmetic of a model, at the sizes that are timed."""

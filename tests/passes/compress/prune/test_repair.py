@@ -7,7 +7,7 @@ import pytest
 
 from optc.ir.facts import Facts
 from optc.passes.compress.prune.axes import structure_of
-from optc.passes.compress.prune.importance import COLUMNS, Reader, by_damage, by_magnitude, readable
+from optc.passes.compress.prune.importance import COLUMNS, Reader, Second, by_damage, by_magnitude, readable
 from optc.passes.compress.prune.repair import fitted
 from tests.passes.compress.prune.test_axes import weights
 from tests.passes.compress.texts import parse
@@ -16,7 +16,7 @@ RANDOM = np.random.default_rng(0)
 #: Numbers that have much in common, one of which is the sum of two others.
 ROWS = RANDOM.standard_normal((2000, 5)) @ RANDOM.standard_normal((5, 12)) + 0.3 * RANDOM.standard_normal((2000, 12))
 ROWS[:, 7] = ROWS[:, 2] + ROWS[:, 3]
-GRAM = ROWS.T @ ROWS / len(ROWS)
+KNOWN = Second(ROWS.T @ ROWS / len(ROWS), len(ROWS))
 TEXT = """g (float[n, 6] x) => (float[n, 5] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }"""
 
 
@@ -26,7 +26,7 @@ def ranked():
     (group,) = structure.groups
     reader = readable(group.readers[0], structure.facts, 16)
     assert isinstance(reader, Reader) and reader.view is COLUMNS
-    return structure, group, reader, by_damage(structure, group, [reader], {0: GRAM})
+    return structure, group, reader, by_damage(structure, group, [reader], {0: KNOWN})
 
 
 def loss(weight: np.ndarray, keep: np.ndarray, matrix: np.ndarray) -> float:
@@ -39,8 +39,8 @@ def test_a_fit_is_the_least_squares_solution() -> None:
     keep = np.ones(12, bool)
     keep[[1, 4, 9]] = False
     best = np.linalg.lstsq(ROWS[:, keep], ROWS @ weight, rcond=None)[0]
-    assert loss(weight, keep, fitted(weight, GRAM, keep)) == pytest.approx(loss(weight, keep, best), rel=0.02)
-    assert loss(weight, keep, fitted(weight, GRAM, keep)) < 0.8 * loss(weight, keep, weight[keep])
+    assert loss(weight, keep, fitted(weight, KNOWN, keep)) == pytest.approx(loss(weight, keep, best), rel=0.02)
+    assert loss(weight, keep, fitted(weight, KNOWN, keep)) < 0.8 * loss(weight, keep, weight[keep])
 
 
 def test_what_is_the_sum_of_others_goes_for_nothing() -> None:
@@ -56,7 +56,7 @@ def test_the_predicted_error_is_what_the_fitted_layer_has() -> None:
     for count in (1, 3, 6, 9):
         keep = np.ones(12, bool)
         keep[ranking.order[:count]] = False
-        actual = loss(weight, keep, fitted(weight, GRAM, keep))
+        actual = loss(weight, keep, fitted(weight, KNOWN, keep))
         assert ranking.errors[count] == pytest.approx(actual, rel=0.05, abs=0.015)
 
 
@@ -69,8 +69,8 @@ def test_units_in_order_cost_less_than_units_at_random() -> None:
     for seed in range(20):
         drawn = np.ones(12, bool)
         drawn[np.random.default_rng(seed).choice(12, 5, replace=False)] = False
-        losses.append(loss(weight, drawn, fitted(weight, GRAM, drawn)))
-    assert loss(weight, chosen, fitted(weight, GRAM, chosen)) <= min(losses) * 1.05
+        losses.append(loss(weight, drawn, fitted(weight, KNOWN, drawn)))
+    assert loss(weight, chosen, fitted(weight, KNOWN, chosen)) <= min(losses) * 1.05
     guess = by_magnitude(structure, group, "a guess")
     assert guess.errors is None and sorted(guess.order) == list(range(12))
 
