@@ -15,6 +15,7 @@ import onnx_ir
 
 from optc.backends.tensorrt.operators import CODES, TYPES, Operator, defined, operator, table
 from optc.backends.tensorrt.quantized import findings, stray_codes
+from optc.backends.tensorrt.shape_values import deciding_inputs
 from optc.ir.errors import BackendError
 from optc.ir.facts import Facts
 from optc.ir.names import join_op
@@ -100,6 +101,8 @@ def needed_version(model: onnx_ir.Model) -> str:
 class _Check:
     def __init__(self, model: onnx_ir.Model) -> None:
         self.model, self.facts = model, Facts(model)
+        # An input with a value of its own is a constant to TensorRT.
+        self.fed = [value for value in model.graph.inputs if not value.is_initializer()]
 
     def problems(self) -> list[Problem]:
         return [*self._of_model(), *self.of_inputs(), *self._of_graph(self.model.graph)]
@@ -198,6 +201,11 @@ class _Check:
             found = self._dtype(operand(node, int(position)))
             if found is not None and found.name != wanted:
                 yield f"its input {position} is {found.name.lower()}, TensorRT takes {wanted.lower()}", "cast it"
+        for index, source in deciding_inputs(node, self.facts, self.fed):
+            what = (
+                f"the values of {source!r} decide its shape (by its input {index}), and profiles have no range for them"
+            )
+            yield what, "fix them in the model, or compute them from shapes"
         for index in known.static:
             shape = self.facts.shape(operand(node, index))
             if shape is None or not all(isinstance(dim, int) for dim in shape):

@@ -155,6 +155,11 @@ REFUSED = {
         {},
         "Pow 'y': its input 1 is int64, its first float",
     ),
+    "a shape that is an input": (
+        "g (float[N, 8] x, int64[2] k) => (float[A, B] y) { l = Add (k, k) y = Reshape (x, l) }",
+        {},
+        "Reshape 'y': the values of 'k' decide its shape (by its input 1), and profiles have no range for them",
+    ),
     "branches": (
         "g (bool b, float[4] x) => (float[A] y) { y = If (b) <then_branch = t () => (float[4] p) { p = Relu (x) }, "
         "else_branch = e () => (float[1, 4] q) { z = Constant <value = int64[1] {0}> () q = Unsqueeze (x, z) }> }",
@@ -191,6 +196,13 @@ def test_types_that_there_are_not(text, says):
     problems = check(standard(text))
     assert problems[0].node == "x" and problems[0].op == "input" and says in problems[0].what
     assert all(problem.hint for problem in problems)
+
+
+def test_shapes_may_be_computed_from_shapes():
+    text = """g (float[N, 8] x, float[N] z) => (float[A, B] y) {
+        s = Shape (z) t = Concat <axis = 0> (s, two, minus) r = Reshape (x, t) y = ReduceMean <axes = [2]> (r)
+    }"""
+    assert told(text, 17, two=np.array([2]), minus=np.array([-1])) == []
 
 
 def test_bytes_of_an_image_may_come_in_and_be_cast():
