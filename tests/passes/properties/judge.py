@@ -126,16 +126,33 @@ class Original:
 
         return not (_survives(same) if _has_empty(feeds) else _succeeds(same))
 
-    def legal(self, feeds: Feeds, want: Outputs) -> bool:
-        """Whether the shapes of these inputs fit together; the runtime is not strict where it has nothing to do."""
+    def normalizes_single_numbers(self, feeds: Feeds) -> bool:
+        """Whether a normalization is over one number at these sizes, of which nothing but rounding is left.
+
+        Without a scale and a bias of its own the kernel's errors happen to cancel there.
+        """
+        try:
+            graph = self._sized(feeds).graph
+        except Exception:
+            return False
+        shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.input, *graph.output)}
+        normalized = (shapes.get(node.input[0]) for node in graph.node if node.op_type == "InstanceNormalization")
+        return any(dims and all(dim.dim_value == 1 for dim in list(dims)[2:]) for dims in normalized)
+
+    def _sized(self, feeds: Feeds) -> onnx.ModelProto:
+        """The model for inputs of these sizes, with all shapes that follow; raises where they do not fit together."""
         fixed = onnx.ModelProto()
         fixed.CopyFrom(self.model)
         for value in fixed.graph.input:
             if value.name in feeds:
                 for dim, size in zip(value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True):
                     dim.dim_value = size
+        return onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+
+    def legal(self, feeds: Feeds, want: Outputs) -> bool:
+        """Whether the shapes of these inputs fit together; the runtime is not strict where it has nothing to do."""
         try:
-            known = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
+            known = self._sized(feeds)
         except Exception:
             return False
         for value in known.graph.output:
@@ -327,7 +344,7 @@ def _is_rounding(
         other = run(feed)
         if other is not None and _no_worse(got, want, other[name], tolerance):
             return True
-    return False
+    return original.normalizes_single_numbers(feed)
 
 
 def _difference(got: np.ndarray, want: np.ndarray, tolerance: float) -> str | None:
