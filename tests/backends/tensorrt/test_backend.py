@@ -48,7 +48,6 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, optc.Resu
     result = optc.compile(
         DIGITS / "cnn.onnx",
         level=3,
-        skip=("prune",),
         calib=DIGITS / "calib.npz",
         calib_cache="off",
         target="h100",
@@ -117,7 +116,6 @@ def test_a_bundle_is_the_same_bytes_when_it_is_made_again(quantized, tmp_path: P
     optc.compile(
         DIGITS / "cnn.onnx",
         level=3,
-        skip=("prune",),
         calib=data / "calib.npz",
         calib_cache="off",
         target="h100",

@@ -36,7 +36,7 @@ def kinds(model: onnx.ModelProto) -> Counter[str]:
 def test_a_transformer_in_half_precision_has_its_norms_and_products_as_tensorrt_takes_them(tmp_path: Path):
     out = tmp_path / "vit.trt"
     result = optc.compile(
-        DIGITS / "vit.onnx", level=3, skip="prune,quantize", target="a100", output=out, calib=DIGITS / "calib.npz",
+        DIGITS / "vit.onnx", level=3, skip="quantize", target="a100", output=out, calib=DIGITS / "calib.npz",
         calib_cache="off", measure=False,
     )  # fmt: skip
     assert result.report.verification.status == "passed"
@@ -82,7 +82,7 @@ def test_networks_of_the_zoo(name: str, wanted: dict[str, int], level: int, tmp_
     if not path.exists():
         pytest.skip(f"{path} is not here")
     out = tmp_path / "m.trt"
-    skip = "prune,quantize" if level == 3 else None
+    skip = "quantize" if level == 3 else None
     result = optc.compile(path, level=level, skip=skip, target="a100", output=out, measure=False)
     assert result.report.verification.status == "passed"
     model = file_of(out)
@@ -101,7 +101,7 @@ def test_a_deep_network_on_integers_has_a_pair_on_every_skip(tmp_path: Path):
     spec = onnx.load(path, load_external_data=False).graph.input[0]
     x = np.random.default_rng(0).normal(size=(8, 3, 224, 224)).astype(np.float32)
     result = optc.compile(
-        path, level=3, skip="prune,mixed-precision", target="a100", output=tmp_path / "m.trt", measure=False,
+        path, level=3, skip="mixed-precision", target="a100", output=tmp_path / "m.trt", measure=False,
         calib={spec.name: x}, calib_cache="off", max_error=0.2,
     )  # fmt: skip
     assert result.report.verification.status == "passed"
