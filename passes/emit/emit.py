@@ -99,12 +99,12 @@ class Emit(Pass):
 
 
 def _missing_kernel(ctx: PassContext, kernels: Kernels, version: int) -> str | None:
-    """A node that the runtime has a kernel for at the model's opset, but none at the new one."""
+    """A node that the runtime can compute at the model's opset, but not at the new one."""
     old = ctx.rewriter.opset()
     seen = set()
     for graph in all_graphs(ctx.model):
         for node in graph:
-            if node.domain != "" or not steps(node.op_type, old, version):
+            if node.domain != "":
                 continue
             dtype = ctx.facts.dtype(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
             if (node.op_type, dtype) in seen:
@@ -113,9 +113,20 @@ def _missing_kernel(ctx: PassContext, kernels: Kernels, version: int) -> str | N
             had, has = (
                 kernels.supports("", node.op_type, opset, dtype, ctx.target.provider) for opset in (old, version)
             )
-            if had and not has:
+            if had and not has and steps(node.op_type, old, version):
                 return f"{label(node)}: the runtime has no kernel of opset {version}"
+            if not had and _has_body(node.op_type, old):
+                return f"{label(node)}: without a kernel for {_type_name(ctx, node)} it runs by its definition only"
     return None
+
+
+def _has_body(op_type: str, version: int) -> bool:
+    """Whether an operator is defined by others, which ONNX Runtime (1.31) puts in its place in older opsets alone."""
+    try:
+        schema = onnx.defs.get_schema(op_type, version)
+    except onnx.defs.SchemaError:
+        return False
+    return any(getattr(schema, kind, False) for kind in ("has_function", "has_context_dependent_function"))
 
 
 def _moved_integers(ctx: PassContext, old: int, version: int) -> str | None:
