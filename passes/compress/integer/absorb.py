@@ -80,8 +80,8 @@ def unsupported(graph: onnx_ir.Graph, facts: Facts, placement: Placement) -> dic
     """
     found = {}
     for node in graph:
-        if not is_op(node, "DequantizeLinear"):
-            continue
+        if not is_op(node, "DequantizeLinear") or int_attr(node, "block_size", 0):
+            continue  # blocks are weights in 4 bits, which kernels of floats read
         codes = node.inputs[0]
         reasons = [_problem(user, node, facts, placement) for user in users(node.outputs[0])]
         reason = _bad_grid(node, facts, placement) or next(filter(None, reasons), None)

@@ -73,6 +73,8 @@ class WeightOnly:
         self._learn(study)
         if not np.isfinite(layer.by_output(study.facts)).all():
             return "not all of its weights are finite"
+        if layer.kind != "matmul" and study.measure.why_not_timed is not None:
+            return "it would become a product between two transposes, the cost of which no estimate covers"
         options, reason = [], ""
         for label, grid in self._labels(study).items():
             form = self._form(study, layer, grid)

@@ -177,3 +177,12 @@ def test_tensorrts_placement_stays_in_floats_on_the_cpu():
     """Why no file serves two kinds of targets: symmetric integers behind a Relu find no kernel."""
     pairs, _ = quantized(parse(f"{HEAD} {{ {BLOCK} }}", WEIGHTS), IMAGE, TENSORRT)
     assert unabsorbed(optimized(absorbed(pairs)))
+
+
+def test_weights_in_blocks_are_no_pairs_of_its_own():
+    text = """g (float[4, 64] x) => (float[4, 8] y) {
+        w = DequantizeLinear <axis = 0, block_size = 32> (q, s)
+        y = MatMul (x, w)
+    }"""
+    model = parse(text, {"q": np.zeros((64, 8), np.int8), "s": np.ones((2, 8), np.float32)}, opset=21)
+    assert unsupported(model.graph, Rewriter(model).facts, TENSORRT) == {}
