@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -179,6 +180,8 @@ _OLD_QUANTIZERS: list[type[OpRun]] = [
 def _by_reference(model: onnx.ModelProto, feeds: Feeds) -> Outputs | None:
     try:
         names = [value.name for value in model.graph.output]
+        if model.functions:  # the reference does not take attributes of functions
+            model = onnx.inliner.inline_local_functions(model)
         old = any(entry.domain == "" and entry.version < 19 for entry in model.opset_import)
         found = ReferenceEvaluator(model, new_ops=_OLD_QUANTIZERS if old else None).run(names, dict(feeds))
     except Exception:  # not every operator has a reference
