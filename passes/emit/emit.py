@@ -106,6 +106,9 @@ def _missing_kernel(ctx: PassContext, kernels: Kernels, version: int) -> str | N
         for node in graph:
             if node.domain != "":
                 continue
+            stepped, has_body = steps(node.op_type, old, version), _has_body(node.op_type, old)
+            if not (stepped or has_body):
+                continue
             dtype = ctx.facts.dtype(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
             if (node.op_type, dtype) in seen:
                 continue
@@ -113,9 +116,9 @@ def _missing_kernel(ctx: PassContext, kernels: Kernels, version: int) -> str | N
             had, has = (
                 kernels.supports("", node.op_type, opset, dtype, ctx.target.provider) for opset in (old, version)
             )
-            if had and not has and steps(node.op_type, old, version):
+            if had and not has and stepped:
                 return f"{label(node)}: the runtime has no kernel of opset {version}"
-            if not had and _has_body(node.op_type, old):
+            if not had and has_body:
                 return f"{label(node)}: without a kernel for {_type_name(ctx, node)} it runs by its definition only"
     return None
 
