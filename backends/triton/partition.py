@@ -6,7 +6,7 @@ nodes of a stage are one part, so that there are as few crossings as their order
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir
@@ -75,7 +75,7 @@ def parts(model: onnx_ir.Model, facts: Facts, elsewhere: Collection[str], names:
         for value in (*inputs, *outputs):
             _declare(value, facts, names)
         part = onnx_ir.Model(
-            extract(graph, inputs, outputs),
+            _extracted(graph, inputs, outputs),
             ir_version=model.ir_version,
             functions=[function.clone() for function in model.functions.values()],
         )
@@ -85,6 +85,17 @@ def parts(model: onnx_ir.Model, facts: Facts, elsewhere: Collection[str], names:
         names_of_nodes = tuple(node.name or "" for node in stages[stage])
         found.append(Part(compiled, names_of_nodes, part if compiled else expanded(part)))
     return found
+
+
+def _extracted(
+    graph: onnx_ir.Graph, inputs: Sequence[onnx_ir.Value], outputs: Sequence[onnx_ir.Value]
+) -> onnx_ir.Graph:
+    """A part of a graph, its constants in the order of the whole: ``extract`` has them in any."""
+    part = extract(graph, inputs, outputs)
+    found = [part.initializers.pop(name) for name in graph.initializers if name in part.initializers]
+    for value in found:
+        part.initializers.add(value)
+    return part
 
 
 def _stages(graph: onnx_ir.Graph, elsewhere: Collection[str]) -> dict[int, list[onnx_ir.Node]]:
