@@ -28,7 +28,7 @@ from optc.ir.targets import suggestion
 from optc.ir.writing import write_text
 from optc.measure import Measure
 from optc.options import Options
-from optc.passes.base import Numerics, Pass
+from optc.passes.base import Pass
 from optc.passes.manager import PassRecord, PipelineResult
 from optc.passes.pipeline import leaves, print_pipeline
 from optc.plugins import environment as default_environment
@@ -205,9 +205,6 @@ class _Compile:
         """Run the pipeline; if the result is wrong, again with checks that find out which rewrites are to blame."""
         plain = isinstance(self.plan.backend, CompilingBackend)
         verifier = Verifier(rewriting.original, self.options, rewriting.measure, plain)
-        lossy = any(item.numerics >= Numerics.LOSSY for item in leaves(self.plan.pipeline))
-        if self.options.verify == "final" and not lossy:  # what is lossy is timed, and must have the machine for itself
-            verifier.begin()
         result = self._pipeline(rewriting, verifier if self.options.verify == "each" else None)
         if self.options.verify == "off":
             return result, Verification("off")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
 from math import inf
@@ -57,23 +56,12 @@ class Verifier:
         self._open = partial(measure.host.runner, few_runs=True, plain=plain)
         self._suspects: list[Run] = []
         self._in_production = False
-        self._begun: Future[Reference] | None = None
-
-    def begin(self) -> None:
-        """Run the original in the background, unless it is so large that memory might not hold it beside the passes."""
-        if not self._large:
-            background = ThreadPoolExecutor(1, "original")
-            # Of a clone: to be opened, a model is changed for a moment.
-            self._begun = background.submit(self._run, self._original.clone())
-            background.shutdown(wait=False)
-
-    def _run(self, original: onnx_ir.Model) -> Reference:
-        options = self._options
-        return Reference(original, edges=options.verify == "each", seed=options.seed, fixed=options.shapes)
 
     @cached_property
     def _reference(self) -> Reference:
-        return self._begun.result() if self._begun is not None else self._run(self._original)
+        options = self._options
+        edges = options.verify == "each"
+        return Reference(self._original, edges=edges, seed=options.seed, fixed=options.shapes)
 
     @cached_property
     def _large(self) -> bool:
