@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import random
@@ -217,6 +218,7 @@ def _survives(function: Callable[[], bool]) -> bool:
     child = os.fork()
     if child == 0:
         done = False
+        faulthandler.disable()  # a death here is an answer, not news
         signal.alarm(_PATIENCE)
         try:
             done = _succeeds(function)
