@@ -21,6 +21,10 @@ from optc.passes.fusion.affine import COPIED_BYTES, batchnorm_scale, is_inferenc
 from optc.passes.fusion.common import FLOATS, node_attribute
 from optc.passes.rule import node_rule
 
+#: What is added in front may be this large: as much as centering the bytes of an image takes. A larger number may be
+#: there to be taken away again, ``(x + c) - c``; the sums behind the weights would cancel with all their rounding.
+_LARGEST_SHIFT = 256.0
+
 
 class _Affine(NamedTuple):
     """``scale * source + shift``, both one number per channel in double precision.
@@ -134,6 +138,8 @@ def _fold(rw: Rewriter, node: onnx_ir.Node, rule: str) -> onnx_ir.Value | str | 
         return f"other nodes read the weights too, and a copy would cost {weight.nbytes} bytes"
     shift = found.shift
     if shift is not None:
+        if np.abs(shift).max(initial=0) > _LARGEST_SHIFT:
+            return f"a shift of more than {_LARGEST_SHIFT:g} would take digits from the result"
         if node.op_type == "MatMul":
             return "a MatMul has no bias"
         if node.op_type == "Conv" and _pads(rw, node):
