@@ -293,9 +293,11 @@ class Rewriter:
             raise PassError(f"rule {self._rule or '?'} has made a cycle") from error
 
     def erase_initializer(self, value: onnx_ir.Value) -> None:
-        """Drop an initializer that nobody reads and that is neither an input nor an output."""
+        """Drop an initializer that nobody reads and that is neither an input nor an output; any other value is kept."""
         graph = value.graph
-        if graph is None or value.uses() or value.is_graph_input() or value.is_graph_output():
+        if graph is None or not value.is_initializer():
+            return
+        if value.uses() or value.is_graph_input() or value.is_graph_output():
             return
         del graph.initializers[value.name or ""]
         self.changes += 1
