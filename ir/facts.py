@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir
@@ -76,12 +77,19 @@ class Facts:
     Args:
         model: The model. It is not changed, and no large tensor is read.
         inferences: The table of inference functions.
+        named: What names of dims stand for, where they are more than names.
 
     Attributes:
         failures: Nodes whose inference raised, with the error: nodes that are not valid. Their outputs are unknown.
     """
 
-    def __init__(self, model: onnx_ir.Model, inferences: Table = INFERENCES) -> None:
+    def __init__(
+        self,
+        model: onnx_ir.Model,
+        inferences: Table = INFERENCES,
+        named: Mapping[str, Dim] = MappingProxyType({}),
+    ) -> None:
+        self._named = named
         self.failures: list[tuple[onnx_ir.Node, Exception]] = []
         self._inferences = inferences
         self._functions = model.functions
@@ -342,7 +350,7 @@ class Facts:
             return dim if dim >= 0 else self.fresh()
         if not dim.value or dim.value.lstrip("$").startswith(self._prefix):
             return self.fresh()
-        return symbol(dim.value)  # a name, whatever expression it looks like
+        return self._named.get(dim.value, symbol(dim.value))  # a name, whatever expression it looks like
 
     def _settle(self, fact: Fact) -> Fact:
         """Brings what an inference function claims into the form that facts have, dropping what can not be."""

@@ -187,7 +187,8 @@ def attention_split(
     LOAD_V: tl.constexpr,
     LOAD_BIAS: tl.constexpr,
     STORE_PARTIAL: tl.constexpr,
-    STORE_STATE: tl.constexpr,
+    STORE_TOP: tl.constexpr,
+    STORE_TOTAL: tl.constexpr,
     DIM: tl.constexpr,
     V_DIM: tl.constexpr,
     SCALE: tl.constexpr,
@@ -206,8 +207,9 @@ def attention_split(
 
     A row is a query of one of the GROUP heads that share a head of keys, so that keys are read once for all of them;
     ``h`` and ``m`` are columns of indices here. STORE_PARTIAL(args, b, h, split, m, d, value, mask) gets the sum of
-    ``e^(score - top) * v`` over the part, STORE_STATE(args, b, h, split, m, top, total, mask) two columns: the largest
-    score (-inf where no key is seen) and the sum of ``e^(score - top)``. All are to be kept as float32.
+    ``e^(score - top) * v`` over the part; STORE_TOP(args, b, h, split, m, value, mask) and STORE_TOTAL, called the same
+    way, get columns: the largest score (-inf where no key is seen), and the sum of ``e^(score - top)``. All are to be
+    kept as float32.
     """
     tiles = tl.cdiv(QUERIES * GROUP, BLOCK_M)
     groups = HEADS // GROUP
@@ -246,7 +248,8 @@ def attention_split(
     if _stays_raw(SCALE, HAS_BIAS, SOFTCAP):
         top = top * SCALE
     STORE_PARTIAL(args, b, h, split, m, v, acc, live & (v < V_DIM))
-    STORE_STATE(args, b, h, split, m, top, total, live)
+    STORE_TOP(args, b, h, split, m, top, live)
+    STORE_TOTAL(args, b, h, split, m, total, live)
 
 
 @triton.jit
@@ -256,7 +259,8 @@ def attention_combine(
     HEADS,
     BATCH,
     LOAD_PARTIAL: tl.constexpr,
-    LOAD_STATE: tl.constexpr,
+    LOAD_TOP: tl.constexpr,
+    LOAD_TOTAL: tl.constexpr,
     STORE: tl.constexpr,
     V_DIM: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -265,7 +269,7 @@ def attention_combine(
 ):
     """Put the parts of ATTENTION_SPLIT together, in the order of the keys.
 
-    LOAD_PARTIAL(args, b, h, split, m, d, mask) and LOAD_STATE(args, b, h, split, m, mask), a pair, read what was
+    LOAD_PARTIAL(args, b, h, split, m, d, mask), LOAD_TOP(args, b, h, split, m, mask) and LOAD_TOTAL read what was
     written, 0 where the mask is not set; STORE is that of ATTENTION, with ``b``, ``h`` and ``m`` as columns of indices.
     """
     row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
@@ -279,7 +283,7 @@ def attention_combine(
     total = tl.zeros((BLOCK_M, 1), tl.float32)
     top = tl.full((BLOCK_M, 1), -_INF, tl.float32)
     for split in range(0, SPLITS):
-        part_top, part_total = LOAD_STATE(args, b, h, split, m, live)
+        part_top, part_total = LOAD_TOP(args, b, h, split, m, live), LOAD_TOTAL(args, b, h, split, m, live)
         larger = tl.maximum(top, part_top)
         base = tl.where(larger == -_INF, 0.0, larger)
         grow, shrink = tl.exp2((part_top - base) * _LOG2E), tl.exp2((top - base) * _LOG2E)
@@ -362,7 +366,12 @@ ATTENTION_SPLIT = Kernel(
     function=attention_split,
     grid=("ceildiv(QUERIES * GROUP, BLOCK_M) * (HEADS // GROUP) * BATCH", "SPLITS"),
     sizes=_SIZES,
-    hooks={**_LOADS, "STORE_PARTIAL": ("b", "h", "split", "m", "d"), "STORE_STATE": ("b", "h", "split", "m")},
+    hooks={
+        **_LOADS,
+        "STORE_PARTIAL": ("b", "h", "split", "m", "d"),
+        "STORE_TOP": ("b", "h", "split", "m"),
+        "STORE_TOTAL": ("b", "h", "split", "m"),
+    },
     constants={**_CONSTANTS, "SPLITS": None, **_TILE},
 )
 ATTENTION_COMBINE = Kernel(
@@ -372,7 +381,8 @@ ATTENTION_COMBINE = Kernel(
     sizes=("QUERIES", "HEADS", "BATCH"),
     hooks={
         "LOAD_PARTIAL": ("b", "h", "split", "m", "d"),
-        "LOAD_STATE": ("b", "h", "split", "m"),
+        "LOAD_TOP": ("b", "h", "split", "m"),
+        "LOAD_TOTAL": ("b", "h", "split", "m"),
         "STORE": ("b", "h", "m", "d"),
     },
     constants={"V_DIM": None, "SPLITS": None, "BLOCK_M": 1, "BLOCK_V": None},

@@ -42,6 +42,8 @@ class Choice:
 
 
 Sizes = Mapping[str, int]
+#: Proposes tiles for sizes, and the bytes of an element.
+Rule = Callable[[Sizes, int], list[Tile]]
 
 
 def choose(
@@ -64,9 +66,8 @@ def choose(
         target: The device.
         most: How many tiles to look at; more if they spill.
     """
-    proposed = ranked(kernel, sizes, item, target)
     found: list[tuple[float, Choice]] = []
-    for tile in proposed:
+    for tile in ranked(kernel, sizes, item, target):
         spec = make(tile)
         compiled = build(spec)
         if compiled.shared > (target.shared_memory or 0):
@@ -81,12 +82,23 @@ def choose(
     return min(clean or found, key=lambda entry: entry[0])[1]
 
 
+def proposed(kernel: str, sizes: Sizes, item: int) -> list[Tile]:
+    """Tiles that the rules propose.
+
+    Args:
+        kernel: The kernel's name.
+        sizes: Typical values of its sizes; of those constants as well that lowering decides, as SPLITS.
+        item: Bytes of an element of its operands.
+    """
+    return _RULES[kernel](sizes, item)
+
+
 def ranked(kernel: str, sizes: Sizes, item: int, target: Target) -> list[Tile]:
     """Tiles that the rules propose, by what they are expected to cost, the cheapest first."""
-    proposed = _RULES[kernel](sizes, item)
-    if kernel != "matmul":
-        return proposed
-    return sorted(proposed, key=lambda tile: _matmul_cost(tile.constants, sizes, target.sm_count or 1, 1))
+    found = proposed(kernel, sizes, item)
+    if kernel not in _PRODUCTS:
+        return found
+    return sorted(found, key=lambda tile: _matmul_cost(tile.constants, sizes, target.sm_count or 1, 1))
 
 
 def _judge(spec: Specialization, compiled: Compiled, sizes: Sizes, target: Target) -> tuple[float, str]:
@@ -101,7 +113,7 @@ def _judge(spec: Specialization, compiled: Compiled, sizes: Sizes, target: Targe
         f"{compiled.resources.registers} registers, {compiled.resources.spills} spills, "
         f"{compiled.shared / 1024:.0f} KiB shared"
     )
-    if spec.kernel.name != "matmul":
+    if spec.kernel.name not in _PRODUCTS:
         return math.ceil(waves) / max(1, resident), text
     cost = _matmul_cost(spec.values, sizes, target.sm_count or 1, resident)
     return cost, text
@@ -113,7 +125,7 @@ def _matmul_cost(constants: Mapping[str, Any], sizes: Sizes, multiprocessors: in
     A tile of m x n reads m + n for every m * n products, so small tiles wait for memory.
     """
     m, n = constants["BLOCK_M"], constants["BLOCK_N"]
-    tiles = -(-sizes["M"] // m) * -(-sizes["N"] // n) * sizes["BATCH"]
+    tiles = -(-sizes["M"] // m) * -(-sizes["N"] // n) * sizes["BATCH"] * sizes.get("SPLITS", 1)
     rounds = -(-tiles // multiprocessors)
     feed = m * n / (m * n + 32 * (m + n))
     hidden = 0.75 if resident == 1 else 1.0  # a second block computes while the first one waits
@@ -134,6 +146,8 @@ def _power(n: int, low: int, high: int) -> int:
     return min(max(1 << max(n - 1, 0).bit_length(), low), high)
 
 
+#: Kernels whose tiles are those of a product on tensor cores.
+_PRODUCTS = frozenset({"matmul", "matmul_split"})
 #: (m, n, k, warps, stages) for 16-bit operands; 32-bit ones take half of k.
 _MATMUL_TILES = (
     (128, 256, 32, 8, 3),
@@ -180,6 +194,16 @@ def _gemv(sizes: Sizes, item: int) -> list[Tile]:
     return [Tile({"BLOCK_N": wide, "BLOCK_K": depth}, 4, 2) for depth in depths]
 
 
+def _in_parts(rule: Rule) -> Rule:
+    """The rule for a product whose sums are split: many short ones."""
+
+    def split(sizes: Sizes, item: int) -> list[Tile]:
+        parts = sizes["SPLITS"]
+        return rule({**sizes, "K": -(-sizes["K"] // parts), "BATCH": sizes["BATCH"] * parts}, item)
+
+    return split
+
+
 def _depthwise(sizes: Sizes, item: int) -> list[Tile]:
     """Pixels of one channel, which lie side by side in memory."""
     wide = _power(sizes["BATCH"] * sizes["OUT_H"] * sizes["OUT_W"], 64, 512)
@@ -217,9 +241,23 @@ def _attention(sizes: Sizes, item: int) -> list[Tile]:
     return [Tile({"BLOCK_M": m, "BLOCK_N": n}, 8 if m >= 128 and item > 2 else 4, 2) for m, n in fitting]
 
 
-_RULES: Mapping[str, Callable[[Sizes, int], list[Tile]]] = {
+def _attention_split(sizes: Sizes, item: int) -> list[Tile]:
+    """As few rows as hold the queries of all heads that share keys; parts are short."""
+    tall = _power(sizes["QUERIES"] * sizes["GROUP"], 16, 64)
+    wide = _power(-(-sizes["KEYS"] // sizes["SPLITS"]), 16, 64)
+    return [Tile({"BLOCK_M": tall, "BLOCK_N": width}, 4, 2) for width in dict.fromkeys((wide, max(wide // 2, 16)))]
+
+
+def _attention_combine(sizes: Sizes, item: int) -> list[Tile]:
+    """One row of a head for a program: there are few."""
+    return [Tile({"BLOCK_M": 1}, 1, 1)]
+
+
+_RULES: Mapping[str, Rule] = {
     "matmul": _matmul,
+    "matmul_split": _in_parts(_matmul),
     "gemv": _gemv,
+    "gemv_split": _in_parts(_gemv),
     "depthwise": _depthwise,
     "pointwise": _pointwise,
     "rows_norm": _rows,
@@ -228,4 +266,6 @@ _RULES: Mapping[str, Callable[[Sizes, int], list[Tile]]] = {
     "rows_softmax_loop": _long_rows,
     "rows_reduce": _long_rows,
     "attention": _attention,
+    "attention_split": _attention_split,
+    "attention_combine": _attention_combine,
 }

@@ -6,11 +6,13 @@ import onnx_ir
 
 from optc.backends.triton.expressions import TYPES, Expr
 from optc.backends.triton.groups import Coordinates, Group, Value
+from optc.backends.triton.hooks import Store
 from optc.backends.triton.layout import Index, flat, variable
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
-from optc.ir.dims import Dim
+from optc.ir.dims import Dim, product
 from optc.ir.functions import FUSED_DOMAIN
 from optc.ir.ops import int_attr
+from optc.kernels.splits import attention_splits
 
 #: Scores below this are hidden, whatever they were; sums of larger ones stay finite.
 _HIDES = -1e30
@@ -98,11 +100,51 @@ def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
     bias = lowering.pool.number(0.0, "fp32")
     group.results["LOAD_BIAS"] = bias if mask is None else _bias(lowering, node, mask, (b, h, m, n), scores)
     lowering.builder.add(group)
+    sizes = lowering.tuning.numbers({name: group.sizes[name] for name in ("QUERIES", "KEYS", "HEADS", "BATCH")})
+    parts = 1 if sizes is None else attention_splits(sizes, heads // shared, lowering.tuning.targets)
+    if parts > 1:
+        group = _in_parts(lowering, group, parts)
     joined = flat((h, d), (heads, v.size))
     matrix = (flat((b, m), (q.batch, q.length)), joined)
     coordinates = {2: matrix, 3: (b, m, joined), 4: (b, h, m, d)}[len(shape)]
     expr = lowering.pool.make("anchor", (), "fp32", id(group))
     lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=coordinates))
+
+
+def _in_parts(lowering: Lowering, group: Group, parts: int) -> Group:
+    """Let programs share the keys of a head, and add a group that puts their parts together.
+
+    Args:
+        lowering: The lowering.
+        group: The attention; it has been added, and nothing has joined it.
+        parts: How many parts of the keys there are.
+
+    Returns:
+        The new group, which has the loop variables of the old one.
+    """
+    pool, builder = lowering.pool, lowering.builder
+    whole = dict(group.space)
+    split = {"b": whole["b"], "h": whole["h"], "split": parts, "m": whole["m"]}
+    state = flat([variable(name, extent) for name, extent in split.items()], list(split.values()))
+    partial = flat([state, variable("d", whole["d"])], [product(split.values()), whole["d"]])
+    places = {"PARTIAL": partial, "TOP": state, "TOTAL": state}
+    count = product(split.values())
+    buffers = {name: builder.buffer(count * (whole["d"] if name == "PARTIAL" else 1), "fp32") for name in places}
+    anchor = pool.make("anchor", (), "fp32", id(group))
+    group.kernel, group.space = "attention_split", {**split, "d": whole["d"]}
+    group.constants["SPLITS"] = parts
+    group.stores = [Store(buffers[name], "fp32", place, anchor, f"STORE_{name}") for name, place in places.items()]
+    return builder.add(
+        Group(
+            "attention_combine",
+            whole,
+            {name: group.sizes[name] for name in ("QUERIES", "HEADS", "BATCH")},
+            {name: group.constants[name] for name in ("V_DIM", "BLOCK_V", "SPLITS")},
+            {f"LOAD_{name}": builder.read(buffers[name], "fp32", place) for name, place in places.items()},
+            {"split": parts},
+            nodes=list(group.nodes),
+        )
+    )
 
 
 def _bias(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,10 @@ from optc.backends.triton.plan import (
     Variant,
     number,
 )
-from optc.backends.triton.ranges import with_ranges
+from optc.backends.triton.ranges import usual_sizes, with_ranges
 from optc.backends.triton.rules import RULES
+from optc.backends.triton.tuning import Tuning
+from optc.ir.dims import Dim, parse, symbol, symbols
 from optc.ir.errors import BackendError
 from optc.ir.facts import Facts
 from optc.ir.functions import FUSED_DOMAIN, inline
@@ -67,22 +69,59 @@ class Lowered:
     notes: tuple[str, ...] = ()
 
 
-def lower(model: onnx_ir.Model) -> Lowered:
+def lower(
+    model: onnx_ir.Model, targets: Sequence[Target] = (), shapes: Mapping[str, Size] = MappingProxyType({})
+) -> Lowered:
     """Lower a graph.
 
     Args:
         model: The model; fused ops are functions of the domain "optc". It is not changed.
+        targets: The devices that kernels are chosen for; without any the choice is good for all.
+        shapes: Usual sizes of symbolic dims, or ranges.
 
     Raises:
         BackendError: Some nodes cannot be compiled; all are named.
     """
+
+    def lowered(made: onnx_ir.Model, notes: tuple[str, ...] = (), named: Mapping[str, Dim] | None = None) -> Lowered:
+        ready = prepared(made)
+        facts = Facts(ready, named=named or {})
+        sizes = usual_sizes(model, [facts.shape(value) or () for value in ready.graph.inputs], shapes)
+        return lower_prepared(ready, notes, facts, Tuning(sizes, tuple(targets)))
+
     try:
-        return lower_prepared(prepared(model.clone()), ())
-    except BackendError:
-        alike, notes = _same_dims(model.clone())
-        if not notes:
-            raise
-        return lower_prepared(prepared(alike), notes)
+        return lowered(model.clone())
+    except BackendError as error:
+        failed = error
+    sums, notes = _named_sums(model)
+    if sums:
+        try:
+            return lowered(model.clone(), notes, sums)
+        except BackendError:
+            pass
+    alike, notes = _same_dims(model.clone())
+    if not notes:
+        raise failed
+    return lowered(alike, notes)
+
+
+def _named_sums(model: onnx_ir.Model) -> tuple[dict[str, Dim], tuple[str, ...]]:
+    """Dims of inputs that are called after others, as in "past + seq", and what that asks of the inputs.
+
+    To ONNX these are names without structure. Exporters of decoders mean what they write: a mask is as long as the
+    keys that were there before and the new ones together.
+    """
+    owners: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for dim in value.shape or ():
+            if not isinstance(dim, int) and dim.value:
+                owners.setdefault(dim.value, value.name or "")
+    found = {}
+    for name in owners:
+        parsed = parse(name)
+        if parsed != symbol(name) and symbols(parsed) and symbols(parsed) <= owners.keys():
+            found[name] = parsed
+    return found, tuple(f"a dim of {owners[name]!r} must be {name}, as it is called" for name in found)
 
 
 def _same_dims(model: onnx_ir.Model) -> tuple[onnx_ir.Model, tuple[str, ...]]:
@@ -126,13 +165,21 @@ def prepared(model: onnx_ir.Model) -> onnx_ir.Model:
     return model
 
 
-def lower_prepared(model: onnx_ir.Model, notes: tuple[str, ...] = ()) -> Lowered:
+def lower_prepared(
+    model: onnx_ir.Model, notes: tuple[str, ...] = (), facts: Facts | None = None, tuning: Tuning | None = None
+) -> Lowered:
     """Lower what :func:`prepared` returns.
+
+    Args:
+        model: The model.
+        notes: What the user should know of it.
+        facts: What is known about it; derived where it is not given.
+        tuning: What to choose between kernels for.
 
     Raises:
         CannotCompile: Some nodes cannot be lowered; all are named.
     """
-    lowering = Lowering(model, Facts(model), RULES)
+    lowering = Lowering(model, facts or Facts(model), RULES, tuning)
     lowering.run()
     return _planned(model, lowering, notes)
 
@@ -266,7 +313,7 @@ def build(
     Returns:
         The plan, the files of the artifact, and remarks for the user.
     """
-    lowered = lower(model)
+    lowered = lower(model, targets, shapes)
     plan, files = write(lowered, model, targets, out, shapes, cache)
     return plan, files, lowered.notes
 
@@ -330,7 +377,8 @@ def choose_tile(
     def compiled(spec: Specialization) -> Compiled:
         return compile_kernel(spec, arch, cache)
 
-    return choose(entry.kernel, make, compiled, sizes, item, target)
+    decided = {name: value for name, value in made.constants.items() if isinstance(value, int)}
+    return choose(entry.kernel, make, compiled, {**decided, **sizes}, item, target)
 
 
 def _variant(choice: Choice, constants: Mapping[str, Any], cubin: str) -> Variant:

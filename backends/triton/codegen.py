@@ -70,7 +70,8 @@ def generate(group: Group, parameters: Mapping[str, tuple[str, ...]]) -> Generat
             hook.returns(group.results[name])
         else:
             for store in group.stores:
-                hook.store(store)
+                if store.hook in (None, name):
+                    hook.store(store)
         functions.append(hook.source())
         hooks[name] = name.lower()
     sizes = ", ".join(f"{name} = {size}" for name, size in group.sizes.items() if isinstance(size, int))

@@ -144,6 +144,10 @@ class Builder:
         address = Address(view.buffer, memory, view.address(coordinates), (), guard is not None)
         return self.pool.make("load", () if guard is None else (guard,), register, address)
 
+    def read(self, buffer: int, memory: str, index: Index) -> Expr:
+        """A load from a position in a buffer, as it lies there."""
+        return self.pool.make("load", (), memory, Address(buffer, memory, index))
+
     def both(self, a: Expr | None, b: Expr | None) -> Expr | None:
         """Both conditions."""
         if a is None or b is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from optc.backends.triton.expressions import TYPES, Address, Expr, walk
 from optc.backends.triton.layout import Atom, Index
-from optc.ir.dims import Dim, equal
+from optc.ir.dims import Dim, divide_exact, equal
 
 HEADER = '''"""Written by optc: what the kernel {kernel!r} reads and writes.
 
@@ -45,12 +46,14 @@ class Store:
         memory: The type of the buffer's elements.
         index: The position, in elements.
         value: What is written.
+        hook: The hook that writes it; None for the kernel's only one that writes.
     """
 
     buffer: int
     memory: str
     index: Index
     value: Expr
+    hook: str | None = None
 
 
 class Arguments:
@@ -138,6 +141,10 @@ class Hook:
         """The text of a number that may differ from run to run."""
         if isinstance(dim, int):
             return str(dim)
+        factor = math.gcd(*(count for _, count in dim.terms))
+        rest = divide_exact(dim, factor)
+        if factor > 1 and rest is not None:  # written out: the compiler sees what addresses are multiples of
+            return f"({self.dim(rest)} * {factor})"
         place = self.arguments.dim(dim)
         return self._taken_out(f"d{place}", place)
 

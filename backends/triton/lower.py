@@ -18,6 +18,7 @@ from optc.backends.triton.expressions import MEMORY, Expr, walk
 from optc.backends.triton.groups import Builder, Coordinates, Group, Value, same_shape, substituted
 from optc.backends.triton.hooks import Store
 from optc.backends.triton.layout import Index, View, dense, flat, variable
+from optc.backends.triton.tuning import Tuning
 from optc.ir.dims import Dim, equal, product, symbol, symbols
 from optc.ir.dims_core import sole_factor
 from optc.ir.errors import BackendError
@@ -65,6 +66,7 @@ class Lowering:
         model: The model; its main graph must hold standard operators only, or what ``rules`` know.
         facts: What is known about it.
         rules: Per operator ("Softmax", "optc::Attention") what it becomes.
+        tuning: What to choose between kernels for.
 
     Attributes:
         builder: The groups so far.
@@ -74,8 +76,11 @@ class Lowering:
         limits: The largest values of symbolic dims at which the model is valid.
     """
 
-    def __init__(self, model: onnx_ir.Model, facts: Facts, rules: Mapping[str, Rule]) -> None:
+    def __init__(
+        self, model: onnx_ir.Model, facts: Facts, rules: Mapping[str, Rule], tuning: Tuning | None = None
+    ) -> None:
         self.model, self.facts, self.rules = model, facts, rules
+        self.tuning = tuning or Tuning()
         self.builder = Builder()
         self.pool = self.builder.pool
         self.weights: dict[int, Weight] = {}
@@ -292,16 +297,19 @@ class Lowering:
 
         self.define(output, Value(shape, dtype, compute=compute, name=name))
 
-    def absorb(self, value: Value, group: Group, row: Index) -> None:
+    def absorb(self, value: Value, group: Group, coordinates: Coordinates) -> None:
         """Move the generated kernel that computes a value into ``group`` as its prologue, if that is possible.
 
         Args:
             value: What ``group`` reads.
             group: A group that visits every element of the value's space once; it is the last one.
-            row: The row-major position of the element that it visits.
+            coordinates: Those of the element that it visits.
         """
         source = value.group
         if source is None or source.kernel != "pointwise" or group.early_hook is None:
+            return
+        row = _visited(value, coordinates)
+        if row is None:
             return
         place = self.builder.position(source)
         later = [other for other in self.builder.groups[place + 1 :] if other is not group]
@@ -461,9 +469,22 @@ class Lowering:
 
     def _output(self, value: onnx_ir.Value) -> None:
         made = self.value(value)
+        if made.view is not None and self._may_be_output(made, made.view):
+            self.outputs[value.name or ""] = made.view.buffer
+            return
         view = dense(self.builder.buffer(product(made.shape), made.memory), made.shape)
         self.outputs[value.name or ""] = view.buffer
         self.builder.store(made, view)
+
+    def _may_be_output(self, value: Value, view: View) -> bool:
+        """Whether the buffer that a value is stored in can be an output: a temporary with nothing else in it."""
+        taken = {*self.inputs.values(), *self.outputs.values(), *self.weights}
+        elements, _ = self.builder.sizes[view.buffer]
+        return (
+            view.buffer not in taken
+            and view == dense(view.buffer, value.shape, offset=0)
+            and equal(elements, product(value.shape))
+        )
 
     def _drop_unused(self) -> None:
         """Groups whose results nobody reads, because all who might have joined them."""
@@ -501,6 +522,33 @@ class Lowering:
             atom = coordinate.terms[0][1]
             keys.append((names.index(str(atom.base)), _rank(atom.divisor)))
         return sorted(range(len(keys)), key=lambda axis: (keys[axis][0], -keys[axis][1], axis))
+
+
+def _visited(value: Value, coordinates: Coordinates) -> Index | None:
+    """When a generated kernel visits the element of its value at some coordinates: the value of its loop variable.
+
+    None unless the value's own coordinates are the digits of that variable, each once.
+    """
+    row = Index()
+    digits: list[tuple[Dim, Dim]] = []
+    for own, wanted, size in zip(value.coordinates, coordinates, value.shape, strict=True):
+        if equal(size, 1):
+            continue
+        if len(own.terms) != 1 or not equal(own.terms[0][0], 1) or not equal(own.constant, 0):
+            return None
+        atom = own.terms[0][1]
+        if not isinstance(atom.base, str):
+            return None
+        digits.append((atom.divisor, size))
+        row = row + wanted * atom.divisor
+    below: Dim = 1
+    while digits:
+        lowest = next((digit for digit in digits if equal(digit[0], below)), None)
+        if lowest is None:
+            return None
+        digits.remove(lowest)
+        below = below * lowest[1]
+    return row
 
 
 def _rank(divisor: Dim) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import onnx_ir
 
@@ -10,6 +11,7 @@ from optc.backends.triton.expressions import Address, Expr
 from optc.backends.triton.groups import Coordinates, Group, Value
 from optc.backends.triton.layout import Index, variable
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
+from optc.backends.triton.splitting import in_parts, splits
 from optc.ir.dims import Dim, equal, product
 from optc.ir.ops import int_attr, ints_attr
 
@@ -44,9 +46,8 @@ def matmul(lowering: Lowering, node: onnx_ir.Node) -> None:
 
     _in_memory(lowering, a)
     _in_memory(lowering, b)
-    group = _product(lowering, node, (a, b), product(batch), product(rows), shape[-1], contracted, read_a, read_b)
-    z, m, n = _results(group)
-    lowering.anchor(output, group, (*z.split(batch), *m.split(rows), n))
+    made = _product(lowering, node, (a, b), product(batch), product(rows), shape[-1], contracted, read_a, read_b)
+    made.define(lowering, output, (*made.z.split(batch), *made.m.split(rows), made.n))
 
 
 def gemm(lowering: Lowering, node: onnx_ir.Node) -> None:
@@ -65,16 +66,13 @@ def gemm(lowering: Lowering, node: onnx_ir.Node) -> None:
 
     _in_memory(lowering, a)
     _in_memory(lowering, b)
-    group = _product(lowering, node, (a, b), 1, shape[0], shape[1], contracted, read_a, read_b)
-    _, m, n = _results(group)
-    expr = lowering.pool.make("anchor", (), "fp32", id(group))
+    made = _product(lowering, node, (a, b), 1, shape[0], shape[1], contracted, read_a, read_b)
     alpha, beta = (node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta"))
-    expr = _scaled(lowering, expr, alpha)
+    made.expr = _scaled(lowering, made.expr, alpha)
     if c is not None and beta != 0:
-        bias = lowering.element(c, lowering.broadcast(c, (m, n), shape))
-        expr = lowering.pool.make("({0} + {1})", (expr, _scaled(lowering, bias, beta)), "fp32")
-    dtype = lowering.dtype(output)
-    lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=(m, n)))
+        bias = lowering.element(c, lowering.broadcast(c, (made.m, made.n), shape))
+        made.expr = lowering.pool.make("({0} + {1})", (made.expr, _scaled(lowering, bias, beta)), "fp32")
+    made.define(lowering, output, (made.m, made.n))
 
 
 def _scaled(lowering: Lowering, x: Expr, factor: float) -> Expr:
@@ -105,7 +103,9 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
     if groups > 1 and per_group == 1 and spatial == 2:
         _check_types(x, weight)
         group = _depthwise(lowering, node, x, weight, before)
-        _convolved(lowering, output, group, bias, tuple(variable(name, dim) for name, dim in group.space.items()))
+        expr = lowering.pool.make("anchor", (), "fp32", id(group))
+        places_of = tuple(variable(name, dim) for name, dim in group.space.items())
+        _convolved(lowering, output, group, expr, bias, places_of)
         return
 
     def read_x(z: Index, m: Index, k: Index) -> Expr:
@@ -131,18 +131,21 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
         return lowering.pool.make("load", (), weight.memory, where)
 
     contracted = per_group * product(window)
-    group = _product(lowering, node, (x, weight), groups, product(places), filters, contracted, read_x, read_w)
-    z, m, n = _results(group)
-    channel = z * filters + n
-    image, *at = m.split(places)
-    _convolved(lowering, output, group, bias, (image, channel, *at))
+    made = _product(lowering, node, (x, weight), groups, product(places), filters, contracted, read_x, read_w)
+    channel = made.z * filters + made.n
+    image, *at = made.m.split(places)
+    _convolved(lowering, output, made.group, made.expr, bias, (image, channel, *at))
 
 
 def _convolved(
-    lowering: Lowering, output: onnx_ir.Value, group: Group, bias: Value | None, coordinates: Coordinates
+    lowering: Lowering,
+    output: onnx_ir.Value,
+    group: Group,
+    expr: Expr,
+    bias: Value | None,
+    coordinates: Coordinates,
 ) -> None:
-    """Define the result of a convolution: what its kernel computes at these coordinates, and the bias."""
-    expr = lowering.pool.make("anchor", (), "fp32", id(group))
+    """Define the result of a convolution: what a group has at these coordinates, and the bias."""
     if bias is not None:
         expr = lowering.pool.make("({0} + {1})", (expr, lowering.element(bias, (coordinates[1],))), "fp32")
     shape, dtype = lowering.shape(output), lowering.dtype(output)
@@ -255,6 +258,30 @@ def _own(lowering: Lowering, x: Value, lead: Coordinates, shape: Sequence[Dim]) 
     return lowering.broadcast(leading, lead, shape)
 
 
+@dataclass
+class _Product:
+    """The sums of a product, in a register of a group.
+
+    Attributes:
+        group: The group.
+        z: Which of the batch it is, in the group's loop variables.
+        m: The row.
+        n: The column.
+        expr: The sum.
+    """
+
+    group: Group
+    z: Index
+    m: Index
+    n: Index
+    expr: Expr
+
+    def define(self, lowering: Lowering, output: onnx_ir.Value, coordinates: Coordinates) -> None:
+        """Say that a value of the graph is the sum at these coordinates."""
+        shape, dtype = lowering.shape(output), lowering.dtype(output)
+        lowering.define(output, Value(shape, dtype, group=self.group, expr=self.expr, coordinates=coordinates))
+
+
 def _product(
     lowering: Lowering,
     node: onnx_ir.Node,
@@ -265,27 +292,27 @@ def _product(
     contracted: Dim,
     read_a: Read,
     read_b: Read,
-) -> Group:
-    """A new group for ``batch`` products of (rows, contracted) and (contracted, columns)."""
+) -> _Product:
+    """``batch`` products of (rows, contracted) and (contracted, columns), by a new group or by two."""
     _check_types(*operands)
     space = {"z": batch, "m": rows, "n": columns}
+    name = node.name or node.outputs[0].name or ""
     group = Group(
         # One row leaves tensor cores, which take 16 at a time, nothing to gain; from two rows on their pipeline wins.
         "gemv" if equal(rows, 1) else "matmul",
         space,
         {"M": rows, "N": columns, "K": contracted, "BATCH": batch},
-        nodes=[node.name or node.outputs[0].name or ""],
+        nodes=[name],
     )
     z, m, n = (variable(name, extent) for name, extent in space.items())
     k = variable("k", contracted)
     group.results = {"LOAD_A": read_a(z, m, k), "LOAD_B": read_b(z, k, n)}
     group.reduced = {"k": contracted}
-    return lowering.builder.add(group)
-
-
-def _results(group: Group) -> tuple[Index, Index, Index]:
-    z, m, n = (variable(name, group.space[name]) for name in ("z", "m", "n"))
-    return z, m, n
+    lowering.builder.add(group)
+    parts = splits(lowering, group, operands[0].memory, node.outputs[0])
+    if parts > 1:
+        return _Product(*in_parts(lowering, group, parts, name))
+    return _Product(group, z, m, n, lowering.pool.make("anchor", (), "fp32", id(group)))
 
 
 RULES: dict[str, Rule] = {"MatMul": matmul, "Gemm": gemm, "Conv": convolution}

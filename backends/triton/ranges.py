@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir
 
 from optc.backends.triton.plan import Plan, dim_name, most_bytes
-from optc.ir.dims import bounds_within, parse, symbols
+from optc.ir.dims import Dim, bounds_within, parse, symbol, symbols
 from optc.ir.errors import BackendError, DataError
 from optc.ir.sizes import Size, nearest, size_label
 
@@ -49,6 +49,26 @@ def with_ranges(plan: Plan, model: onnx_ir.Model, shapes: Mapping[str, Size]) ->
     except DataError as error:
         raise BackendError(f"at the largest sizes {error.what}", hint="give smaller ranges with --shape") from error
     return replace(made, arena="largest" if bounded else "exact"), bindings
+
+
+def usual_sizes(model: onnx_ir.Model, known: Sequence[Sequence[Dim]], shapes: Mapping[str, Size]) -> dict[str, int]:
+    """The sizes for which kernels are chosen, by the symbols of a model's inputs.
+
+    Args:
+        model: The model.
+        known: The dims of its inputs as they are lowered; some that it calls differently may be one.
+        shapes: Usual sizes or ranges by dim name, see :func:`with_ranges`.
+    """
+    found: dict[str, int] = {}
+    for value, dims in zip(model.graph.inputs, known, strict=True):
+        for axis, (own, dim) in enumerate(zip(value.shape or (), dims, strict=False)):
+            for name in symbols(dim):
+                size = shapes.get((None if isinstance(own, int) else own.value) or f"{value.name}[{axis}]")
+                if size is not None and dim == symbol(name):
+                    found[name] = nearest(size, TYPICAL)
+                else:
+                    found.setdefault(name, TYPICAL)
+    return found
 
 
 def _names(plan: Plan, model: onnx_ir.Model) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir
 
 from optc.backends.triton.groups import Group, Value
-from optc.backends.triton.layout import Index, flat, variable
+from optc.backends.triton.layout import Index, variable
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
 from optc.ir.dims import product
 from optc.ir.ops import axes_of, axis_of, int_attr
@@ -65,7 +65,7 @@ class Rows:
         self.coordinates = tuple(place[axis] for axis in range(len(x.shape)))
         self.kept = tuple(place[axis] for axis in others)
         lowering.builder.add(group)
-        lowering.absorb(x, group, flat(self.coordinates, x.shape))
+        lowering.absorb(x, group, self.coordinates)
         if x.group is group:
             assert x.expr is not None
             read = x.expr

@@ -72,10 +72,13 @@ def store_partial(args, b, h, split, m, d, value, mask):
 
 
 @triton.jit
-def store_state(args, b, h, split, m, top, total, mask):
-    place = place_of_state(args, b, h, split, m) * 2
-    tl.store(args[6] + place, top, mask=mask)
-    tl.store(args[6] + place + 1, total, mask=mask)
+def store_top(args, b, h, split, m, value, mask):
+    tl.store(args[6] + place_of_state(args, b, h, split, m) * 2, value, mask=mask)
+
+
+@triton.jit
+def store_total(args, b, h, split, m, value, mask):
+    tl.store(args[6] + place_of_state(args, b, h, split, m) * 2 + 1, value, mask=mask)
 
 
 @triton.jit
@@ -84,9 +87,13 @@ def load_partial(args, b, h, split, m, d, mask):
 
 
 @triton.jit
-def load_state(args, b, h, split, m, mask):
-    place = place_of_state(args, b, h, split, m) * 2
-    return tl.load(args[6] + place, mask=mask, other=0.0), tl.load(args[6] + place + 1, mask=mask, other=0.0)
+def load_top(args, b, h, split, m, mask):
+    return tl.load(args[6] + place_of_state(args, b, h, split, m) * 2, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_total(args, b, h, split, m, mask):
+    return tl.load(args[6] + place_of_state(args, b, h, split, m) * 2 + 1, mask=mask, other=0.0)
 
 
 def attend(
@@ -135,12 +142,12 @@ def attend(
         return out
     launch(
         ATTENTION_SPLIT,
-        loads | {"STORE_PARTIAL": store_partial, "STORE_STATE": store_state},
+        loads | {"STORE_PARTIAL": store_partial, "STORE_TOP": store_top, "STORE_TOTAL": store_total},
         constants | {"SPLITS": splits},
     )
     launch(
         ATTENTION_COMBINE,
-        {"LOAD_PARTIAL": load_partial, "LOAD_STATE": load_state} | finish,
+        {"LOAD_PARTIAL": load_partial, "LOAD_TOP": load_top, "LOAD_TOTAL": load_total} | finish,
         {"V_DIM": v_dim, "SPLITS": splits, "BLOCK_M": 4, "BLOCK_V": width["BLOCK_V"]},
     )
     return out
@@ -309,7 +316,7 @@ def compiled(arch, dtype, dim, tile, warps, stages, causal=False, bias=False, ke
     hooks = {**LOADS[dim], "LOAD_BIAS": load_bias_512 if bias else no_bias}
     if kernel is ATTENTION_SPLIT:
         del hooks["STORE"]
-        hooks |= {"STORE_PARTIAL": store_partial_512, "STORE_STATE": store_state_512}
+        hooks |= {"STORE_PARTIAL": store_partial_512, "STORE_TOP": store_top_512, "STORE_TOTAL": store_total_512}
     constants = {"DIM": dim, "V_DIM": dim, "SCALE": dim**-0.5, "CAUSAL": causal, "HAS_BIAS": bias, **more}
     constants |= dict(zip(("BLOCK_M", "BLOCK_N"), tile, strict=True)) | {"BLOCK_D": dim, "BLOCK_V": dim}
     sizes = {"QUERIES": 1 if kernel is ATTENTION_SPLIT else 512, "KEYS": keys, "HEADS": 12, "BATCH": None}
@@ -334,10 +341,13 @@ def store_partial_512(args, b, h, split, m, d, value, mask):
 
 
 @triton.jit
-def store_state_512(args, b, h, split, m, top, total, mask):
-    place = ((b * 12 + h) * 8 + split) * 2
-    tl.store(args[3] + place, top, mask=mask)
-    tl.store(args[3] + place + 1, total, mask=mask)
+def store_top_512(args, b, h, split, m, value, mask):
+    tl.store(args[3] + ((b * 12 + h) * 8 + split) * 2, value, mask=mask)
+
+
+@triton.jit
+def store_total_512(args, b, h, split, m, value, mask):
+    tl.store(args[3] + ((b * 12 + h) * 8 + split) * 2 + 1, value, mask=mask)
 
 
 @triton.jit
@@ -346,9 +356,13 @@ def load_partial_512(args, b, h, split, m, d, mask):
 
 
 @triton.jit
-def load_state_512(args, b, h, split, m, mask):
-    place = ((b * 12 + h) * 8 + split) * 2
-    return tl.load(args[3] + place, mask=mask, other=0.0), tl.load(args[3] + place + 1, mask=mask, other=0.0)
+def load_top_512(args, b, h, split, m, mask):
+    return tl.load(args[3] + ((b * 12 + h) * 8 + split) * 2, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_total_512(args, b, h, split, m, mask):
+    return tl.load(args[3] + ((b * 12 + h) * 8 + split) * 2 + 1, mask=mask, other=0.0)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -368,7 +382,12 @@ def test_compiled_in_parts(arch):
         ATTENTION_COMBINE,
         ("*bf16", "*fp32", "*bf16", "*fp32"),
         {"QUERIES": 1, "HEADS": 12, "BATCH": None},
-        {"LOAD_PARTIAL": load_partial_512, "LOAD_STATE": load_state_512, "STORE": store_packed},
+        {
+            "LOAD_PARTIAL": load_partial_512,
+            "LOAD_TOP": load_top_512,
+            "LOAD_TOTAL": load_total_512,
+            "STORE": store_packed,
+        },
         {"V_DIM": 64, "SPLITS": 8, "BLOCK_M": 1, "BLOCK_V": 64},
         num_warps=1,
     )

@@ -282,3 +282,20 @@ def test_operators(name, tmp_path):
     artifact = build(source, tmp_path, level=0)
     x = np.random.default_rng(0).normal(size=(2, 3, 6, 5)).astype(np.float32)
     agrees(source, artifact, {"x": np.abs(x) if name == "reductions" else x})
+
+
+def test_rows_of_what_was_computed_in_another_order(tmp_path):
+    source = model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[4,6] x, float[6] w_b, float[4] w_g) => (float[6,4] y, float[4,6] u)
+        {
+            v = Add (x, w_b)
+            a = Exp (v)
+            t = Transpose <perm = [1, 0]> (a)
+            y = LayerNormalization <axis = -1> (t, w_g)
+            u = Mul (a, a)
+        }
+    """)
+    artifact = build(source, tmp_path, level=1)
+    assert kernels(artifact) == {"rows_norm": 1}
+    agrees(source, artifact, {"x": np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)})
