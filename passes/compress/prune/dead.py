@@ -84,6 +84,12 @@ def dead_units(structure: Structure) -> Iterator[tuple[Group, list[int]]]:
             if known is not None:
                 read &= ~np.isin(group.roots, known)
             dead &= ~read
+        for product in structure.state.products:
+            read = np.isin(group.roots, structure.units.roots[product.ids])
+            for value in product.node.inputs[:2]:
+                if value in zeros:
+                    read &= ~np.isin(group.roots, zeros[value])
+            dead &= ~read
         if dead.all():
             dead[0] = False
         if dead.any():

@@ -82,6 +82,7 @@ def gemm(view: View) -> Sequence[Axes | None]:
     left, right = int_attr(view.node, "transA", 0), int_attr(view.node, "transB", 0)
     view.tie(a[0 if left else 1], b[1 if right else 0])
     view.reads(1, 1 if right else 0, b[1 if right else 0])
+    view.sums(b[1 if right else 0])
     view.writes(1, 0 if right else 1, b[0 if right else 1])
     result: Axes = (a[1 if left else 0], b[0 if right else 1])
     if c is not None:
@@ -105,6 +106,7 @@ def matmul(view: View) -> Sequence[Axes | None]:
     view.tie(a[summed_a], b[summed_b])
     view.reads(1, summed_b, b[summed_b], x=0)
     view.reads(0, summed_a, a[summed_a], x=1)
+    view.sums(a[summed_a])
     shapes = view.shape(0) or (), view.shape(1) or ()
     batch = broadcast(view, [(a[:-2], shapes[0][:-2]), (b[:-2], shapes[1][:-2])])
     if not (view.is_const(0) or view.is_const(1)):

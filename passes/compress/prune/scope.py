@@ -44,6 +44,19 @@ class Weight:
         return self.node.inputs[self.index]
 
 
+@dataclass(frozen=True, eq=False)
+class Product:
+    """An axis over which a node sums the products of two inputs, neither of which is constant.
+
+    Attributes:
+        node: The node, whose first two inputs are multiplied.
+        ids: The axis's atoms.
+    """
+
+    node: onnx_ir.Node
+    ids: Ids
+
+
 @dataclass
 class State:
     """All that is gathered on a walk over a graph.
@@ -53,6 +66,7 @@ class State:
         atoms: Positions, and their ties.
         axes: The atoms of every value's axes.
         writers, readers: Where layers make channels, and where they sum over them.
+        products: Where channels are summed over without weights.
         choices: Of every place where an axis is made of several others, which one of them is shortened; None on the
             first walk, which finds out what can be.
         factors: The atoms of the axes that could be chosen there, as the first walk has found them.
@@ -63,6 +77,7 @@ class State:
     axes: dict[Key, Axes | None] = field(default_factory=dict)
     writers: list[Weight] = field(default_factory=list)
     readers: list[Weight] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     choices: dict[tuple[onnx_ir.Node, int], int] | None = None
     factors: dict[tuple[onnx_ir.Node, int], list[Ids]] = field(default_factory=dict)
 
@@ -162,6 +177,11 @@ class View:
         """An axis of a constant input that the node sums over, with that of the input ``x``."""
         if ids is not None and self.is_const(index) and not self.is_const(x):
             self.state.readers.append(Weight(self.node, index, axis, ids, x))
+
+    def sums(self, ids: Ids | None) -> None:
+        """An axis over which the node sums the products of its first two inputs, where neither is constant."""
+        if ids is not None and not (self.is_const(0) or self.is_const(1)):
+            self.state.products.append(Product(self.node, ids))
 
     def choose(self, factors: list[Ids]) -> int | None:
         """Which of several axes that are one axis elsewhere is to be shortened; None if that is not known yet."""

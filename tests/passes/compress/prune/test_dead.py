@@ -80,6 +80,22 @@ def test_one_of_two_that_are_added_is_not_enough() -> None:
         same(model, original)
 
 
+@pytest.mark.parametrize("product", ["t = Transpose(s) q = MatMul(s, t)", "q = Gemm<transB = 1>(s, s)"])
+def test_a_product_without_weights_reads_what_is_not_zero(product: str) -> None:
+    text = f"""g (float[6, 6] x) => (float[6, 6] y) {{
+        a = MatMul(x, w) s = ADDED {product} z = MatMul(s, v) y = Add(q, z) }}"""
+    arrays = weights(w=(6, 8), v=(8, 6), o=(8,))
+    arrays["w"][:, :3] = 0
+    arrays["v"][:3] = 0
+    for added, left in (("Add(a, o)", 8), ("Relu(a)", 5)):
+        model = parse(text.replace("ADDED", added), arrays)
+        original = model.clone()
+        run(model)
+        width = next(node for node in model.graph if node.op_type == "MatMul").inputs[1].const_value.shape.numpy()[1]
+        assert width == left
+        same(model, original)
+
+
 def test_what_stands_before_dead_channels_dies_with_them() -> None:
     text = """g (float[n, 6] x) => (float[n, 5] y) {
         a = MatMul(x, w) r = Relu(a) b = MatMul(r, u) s = Relu(b) y = MatMul(s, v) }"""
