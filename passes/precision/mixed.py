@@ -12,6 +12,8 @@ import onnx_ir
 from optc.ir.errors import OptcError
 from optc.ir.functions import drop_unused_functions, runnable
 from optc.ir.mapped import Spool
+from optc.ir.ops import is_op
+from optc.ir.opset import obstacle, raise_opset
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Decision, LedgerRow, Numerics, Pass, PassContext
 from optc.passes.compress.policy import read_policy
@@ -28,6 +30,8 @@ from optc.passes.precision.write import Keep, write
 
 #: Constants up to this many bytes stay in memory, and so do all if they have no more than this together.
 _SMALL, _MEMORY = 1 << 16, 1 << 28
+#: The opset from which on QuantizeLinear and DequantizeLinear have scales of 16 bits.
+_NARROW_SCALES_SINCE = 19
 _TOO_FAR = "it was among the first to go back: the error would leave the budget, and its own share is large"
 
 
@@ -114,6 +118,7 @@ class _Work:
     measure: Any
 
     def run(self) -> None:
+        self._raise_for_scales()
         planner = self._planner()
         policy = read_policy(self.options.policy)
         chosen = kept_by(policy, planner.graph, planner.facts, self.narrow, self.options.name)
@@ -136,6 +141,19 @@ class _Work:
         write(self.ctx.rewriter, plan, self._keep())
         drop_unused_functions(self.ctx.model)
         self._tell(plan, before - _weight_bytes(self.ctx.model), "", judged.error)
+
+    def _raise_for_scales(self) -> None:
+        """Let quantized layers be narrow: their scales, and with them what is dequantized, may be from opset 19 on.
+
+        Before that a cast would stand between every pair and its layer, and no runtime would fuse them.
+        """
+        ctx, version = self.ctx, _NARROW_SCALES_SINCE
+        if ctx.facts.opset() < version and any(is_op(node, "DequantizeLinear") for node in ctx.model.graph):
+            reason = obstacle(ctx.model, ctx.facts, version)
+            if reason is None:
+                raise_opset(ctx.rewriter, version)
+            else:
+                ctx.remark("skipped", "scales of quantized layers", f"they stay in single precision: {reason}")
 
     # -- planning ---------------------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ def gather(view: View) -> Sequence[Axes | None]:
         return [view.out(reason=_LOST)]
     ids, chosen = data[axis], view.facts.const(operand(view.node, 1))
     middle: tuple[Ids | None, ...] = indices
-    if ids is not None and chosen is not None and chosen.ndim < 2:
+    if ids is not None and chosen is not None and chosen.ndim < 2 and np.all(np.abs(chosen + 0.5) < len(ids)):
         picked = ids[chosen]
         if chosen.ndim:
             view.tie(indices[0], picked)

@@ -148,6 +148,28 @@ def test_level_3_for_a_gpu_narrows_and_for_a_cpu_does_not():
     assert ours.report.verification.status == "passed"
 
 
+@pytest.mark.parametrize("opset", [17, 20])
+def test_no_cast_stands_between_a_quantized_layer_and_its_pairs(opset):
+    """Scales of 16 bits need opset 19; a cast in between would keep every runtime from fusing."""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[n, 32, 16, 16] x) => (float[n, 32, 16, 16] y) {{
+            a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w, b) r = Relu(a)
+            c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(r, w, b) y = Relu(c) }}"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (32, 32, 3, 3)), ("b", (32,))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    passes = "quantize{techniques=[static-int8]},mixed-precision{dtype=fp16}"
+    calib = {"x": rng.normal(size=(8, 32, 16, 16)).astype(np.float32)}
+    result = compiled(proto, passes, target="a100", backend="tensorrt", calib=calib, max_error=0.1)
+    layers = [node for node in result.model.graph if node.op_type == "Conv"]
+    assert len(layers) == 2 and narrow(result.model).count("Conv") == 2
+    for node in layers:
+        assert [value.producer().op_type for value in node.inputs[:2]] == ["DequantizeLinear"] * 2
+        assert all(value.producer().inputs[1].dtype == onnx_ir.DataType.FLOAT16 for value in node.inputs[:2])
+
+
 ZOO = os.environ.get("OPTC_ZOO")
 
 
