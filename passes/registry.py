@@ -29,6 +29,7 @@ BUILTIN: dict[str, str] = {
     "quantize": "optc.passes.compress.quantize:Quantize",
     "dead-channels": "optc.passes.compress.prune.dead:DeadChannels",
     "prune": "optc.passes.compress.prune.prune:Prune",
+    "sparsity": "optc.passes.compress.sparsity.sparsity:Sparsity",
 }
 
 

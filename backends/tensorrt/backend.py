@@ -37,6 +37,7 @@ from optc.backends.tensorrt.prepare import prepare
 from optc.backends.tensorrt.profiles import profile
 from optc.backends.tensorrt.recipe import COMPATIBILITIES, LEVELS, Device
 from optc.backends.tensorrt.runner import EngineRunner
+from optc.backends.tensorrt.sparse import CAPABILITY, PATTERN, sparse_layers
 from optc.ir.errors import BackendError, UsageError
 from optc.ir.functions import FUSED_DOMAIN, runnable
 from optc.ir.targets import Target
@@ -191,6 +192,12 @@ class TensorRtBackend:
         needed = needed_version(prepared)
         if added.plugins:
             notes = [*notes, f"kernels of optc do what TensorRT lacks: {'; '.join(added.about)}"]
+        sparse = sparse_layers(prepared) if target.has(CAPABILITY) else []
+        if sparse:
+            notes = [
+                *notes,
+                f"{len(sparse)} layers have {PATTERN} weights, for which the builder may take sparse kernels",
+            ]
         facts = {
             "devices": (Device(target.name, _capability(target)),),
             "profiles": (shapes,),
@@ -200,6 +207,7 @@ class TensorRtBackend:
             "version_compatible": settings["version_compatible"],
             "weight_streaming": settings["weight_streaming"],
             "refit": settings["refit"],
+            "sparse_weights": bool(sparse),
             "notes": (*notes, f"it needs TensorRT {needed} or later"),
         }
         evidence = evidence_of(model, PurePath(build.data).name)

@@ -30,6 +30,7 @@ _FLAGS: Mapping[str, str] = {
     "version_compatible": "VERSION_COMPATIBLE",
     "weight_streaming": "WEIGHT_STREAMING",
     "refit": "REFIT",
+    "sparse_weights": "SPARSE_WEIGHTS",
 }
 _COMPATIBILITY: Mapping[str, str] = {
     "ampere_plus": "AMPERE_PLUS",

@@ -212,6 +212,7 @@ def _trtexec(recipe: BuildRecipe, name: str, engine: str) -> list[str]:
         (recipe.version_compatible, "--versionCompatible"),
         (recipe.weight_streaming, "--allowWeightStreaming"),
         (recipe.refit, "--refit"),
+        (recipe.sparse_weights, "--sparsity=enable"),
     )
     return words + [word for wanted, word in flags if wanted]
 

@@ -96,6 +96,7 @@ class BuildRecipe:
         version_compatible: Whether later versions of TensorRT shall run it.
         weight_streaming: Whether weights may stay in host memory.
         refit: Whether weights can be replaced in the built engine.
+        sparse_weights: Whether to look for 2:4 weights and for kernels that gain by them.
         timing_cache: File of the bundle with a timing cache to start from, if any.
         plugins: Plugins that the file calls.
         notes: Remarks for whoever builds it.
@@ -113,6 +114,7 @@ class BuildRecipe:
     version_compatible: bool = False
     weight_streaming: bool = False
     refit: bool = False
+    sparse_weights: bool = False
     timing_cache: str | None = None
     plugins: tuple[Plugin, ...] = ()
     notes: tuple[str, ...] = ()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 import onnx_ir
 
+from optc.ir.errors import UsageError
 from optc.ir.facts import Facts
+from optc.ir.targets import suggestion
 from optc.passes.calibration.views import COLUMNS, Patches, View
 
 #: "matmul" is x (..., K) @ W; "conv" is a convolution, a product of image patches of K numbers with W;
@@ -71,6 +74,12 @@ class Layer:
             return array.reshape(self.columns, -1)
         return array if self.transposed else array.T
 
+    def stored(self, matrix: np.ndarray, facts: Facts) -> np.ndarray:
+        """A matrix as :meth:`by_output` has it, in the form of the weight."""
+        shape = tuple(int(size) for size in facts.shape(self.weight) or ())
+        array = matrix.reshape(shape) if self.kind == "conv" or self.transposed else matrix.T
+        return np.ascontiguousarray(array, np.float32)
+
     def view(self, facts: Facts) -> View:
         """How a product or convolution sees its input as rows."""
         if self.kind != "conv":
@@ -92,6 +101,26 @@ def weighted_layers(
         layer = reader(node, facts) if reader is not None else None
         if layer is not None and layer.kind in kinds and layer.rows * layer.columns >= MIN_WEIGHTS[layer.kind]:
             yield layer
+
+
+def named_layers(layers: Sequence[Layer], patterns: Sequence[str], what: str) -> list[Layer]:
+    """Those of some layers that are named, by names or patterns of them; all if nothing is named.
+
+    Args:
+        layers: Those that there are.
+        patterns: What is named.
+        what: What becomes of them, for messages ("factored").
+
+    Raises:
+        UsageError: A pattern fits none of them.
+    """
+    names = [layer.name for layer in layers]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) or name == pattern for name in names):
+            hint = suggestion(pattern, names, "optc inspect lists the nodes of a model")
+            raise UsageError(f"there is no layer {pattern!r} that could be {what}", hint=hint)
+    fits = [any(fnmatchcase(name, pattern) or name == pattern for pattern in patterns) for name in names]
+    return [layer for layer, fit in zip(layers, fits, strict=True) if fit or not patterns]
 
 
 def _weight_shape(node: onnx_ir.Node, facts: Facts) -> list[int] | None:

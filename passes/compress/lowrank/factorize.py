@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from optc.ir.errors import UsageError
-from optc.ir.targets import suggestion
 from optc.passes.base import Decision, Numerics, Pass, PassContext
 from optc.passes.calibration.store import Statistics
-from optc.passes.compress.layers import Layer, weighted_layers
+from optc.passes.compress.layers import Layer, named_layers, weighted_layers
 from optc.passes.compress.lowrank.cuts import Cut, Form
 from optc.passes.compress.lowrank.forms import forms_of, shared_form
 from optc.passes.compress.lowrank.inputs import gram_request
@@ -60,7 +58,7 @@ class LowRankPass(Pass):
             )
 
     def run(self, ctx: PassContext) -> None:
-        layers = self._chosen(list(weighted_layers(ctx.model.graph, ctx.facts)))
+        layers = named_layers(list(weighted_layers(ctx.model.graph, ctx.facts)), self.layers, "factored")
         statistics = self._learned(ctx, layers)
         items: list[_Item] = []
         for group in self._groups(layers):
@@ -80,17 +78,6 @@ class LowRankPass(Pass):
             self._write(ctx, item, item.form.cut(*rung.ranks))
 
     # -- what is concerned ------------------------------------------------------------------------------------------
-
-    def _chosen(self, layers: Sequence[Layer]) -> list[Layer]:
-        """The layers that are named, or all."""
-        if not self.layers:
-            return list(layers)
-        names = [layer.name for layer in layers]
-        for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) or name == pattern for name in names):
-                hint = suggestion(pattern, names, "optc inspect lists the nodes of a model")
-                raise UsageError(f"there is no layer {pattern!r} that could be factored", hint=hint)
-        return [one for one in layers if any(fnmatchcase(one.name, p) or one.name == p for p in self.layers)]
 
     def _groups(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         """Layers that are factored together."""

@@ -40,6 +40,11 @@ class Removal:
         axes = self.structure.state.use(node, index) if operand(node, index) is not None else None
         return None if axes is None else [None if ids is None else self.keep(ids) for ids in axes]
 
+    def picks(self, node: onnx_ir.Node, index: int) -> list[np.ndarray | None]:
+        """What is left of every axis of an input as positions; None for an axis that is left whole."""
+        keeps = self.of(node, index) or []
+        return [None if keep is None or keep.all() else np.flatnonzero(keep) for keep in keeps]
+
     def made(self, node: onnx_ir.Node, index: int = 0) -> list[np.ndarray | None]:
         """The same of an output."""
         axes = self.structure.state.axes.get(node.outputs[index]) or ()
@@ -70,7 +75,7 @@ def cut(rw: Rewriter, structure: Structure, removed: Iterable[int]) -> dict[onnx
         writing = plan(removal, node) if plan is not None else None
         if writing is not None:
             plans.append((node, writing))
-    replaced = _cut_constants(rw, removal, nodes)
+    replaced = recut(rw, removal.facts, nodes, removal.picks, _RULE, "pruned")
     for node, writing in plans:
         with rw.at(node, _RULE):
             writing(rw)
@@ -94,32 +99,52 @@ def drop_unused(rw: Rewriter) -> None:
         rw.erase_initializer(value)
 
 
-def _cut_constants(rw: Rewriter, removal: Removal, nodes: Sequence[onnx_ir.Node]) -> dict[onnx_ir.Value, onnx_ir.Value]:
+def recut(
+    rw: Rewriter,
+    facts: Facts,
+    nodes: Sequence[onnx_ir.Node],
+    picks: Callable[[onnx_ir.Node, int], Sequence[np.ndarray | None]],
+    rule: str,
+    suffix: str,
+) -> dict[onnx_ir.Value, onnx_ir.Value]:
+    """Let nodes read other constants, made of positions of those that they read.
+
+    Args:
+        rw: The rewriter of the nodes' model.
+        facts: What was known of it.
+        nodes: The nodes.
+        picks: For an input of a node, which positions of every axis to take; None for all of them as they are.
+        rule: What nodes are stamped with.
+        suffix: What new constants are called.
+
+    Returns:
+        The new constant for each old one.
+    """
     made: dict[tuple[onnx_ir.Value, bytes], onnx_ir.Value] = {}
     replaced: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in nodes:
         for index, value in enumerate(node.inputs):
-            if value is None or not removal.facts.is_const(value):
+            if value is None or not facts.is_const(value):
                 continue
-            keeps = removal.of(node, index) or []
-            if all(keep is None or keep.all() for keep in keeps):
+            wanted = picks(node, index)
+            if all(one is None for one in wanted):
                 continue
-            key = (value, b"".join(keep.tobytes() for keep in keeps if keep is not None))
+            key = (value, b";".join(b"" if one is None else one.tobytes() for one in wanted))
             if key not in made:
-                array = removal.facts.const(value)
+                array = facts.const(value)
                 assert array is not None
-                made[key] = rw.constant(taken(array, keeps), f"{value.name}_pruned")
+                made[key] = rw.constant(taken(array, wanted), f"{value.name}_{suffix}")
             replaced[value] = made[key]
-            with rw.at(node, _RULE):
+            with rw.at(node, rule):
                 rw.set_input(node, index, made[key])
     return replaced
 
 
-def taken(array: np.ndarray, keeps: Sequence[np.ndarray | None]) -> np.ndarray:
-    """What is left of an array."""
-    for axis, keep in enumerate(keeps):
-        if keep is not None and not keep.all():
-            array = np.compress(keep, array, axis=axis)
+def taken(array: np.ndarray, picks: Sequence[np.ndarray | None]) -> np.ndarray:
+    """What is taken of an array; positions of every axis, None for all."""
+    for axis, positions in enumerate(picks):
+        if positions is not None:
+            array = np.take(array, positions, axis=axis)
     return np.ascontiguousarray(array)
 
 

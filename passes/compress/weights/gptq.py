@@ -68,7 +68,8 @@ def gptq(
 
     Scales of a block are fitted when its first column is due, by the squared errors as the loop weighs them. With
     another order than that of the columns, and for long blocks, they are fitted to the original weights before ("static
-    groups"), so that blocks stay as they lie.
+    groups"), so that blocks stay as they lie. A weight that is 0 was pruned and stays 0, as far as the grid has it (all
+    grids without zero points do); what it would have taken over of others' errors goes to those behind it.
 
     Args:
         weight: (N, K), finite.
@@ -100,6 +101,8 @@ def gptq(
         for block in range(count):
             settle(block, weight.T[block * width : (block + 1) * width])
     work = np.ascontiguousarray(weight.T[order], np.float32)  # (K, N): a column of the weight is a contiguous row
+    pruned = work == 0
+    sparse = pruned.any(axis=1)
     codes = np.zeros((count * width, rows), np.uint8)
     for start in range(0, columns, lazy):
         end = min(start + lazy, columns)
@@ -107,9 +110,11 @@ def gptq(
         for index in range(start, end):
             block = int(order[index]) // width
             if moving and index % width == 0:
-                settle(block, work[index : index + width])
+                due = slice(index, index + width)
+                settle(block, np.where(pruned[due], 0, work[due]) if sparse[due].any() else work[due])
             own = None if zero is None else zero[block]
-            code = encode(work[index][:, None], scale[block], own, grid)
+            wanted = np.where(pruned[index], 0, work[index]) if sparse[index] else work[index]
+            code = encode(wanted[:, None], scale[block], own, grid)
             error = (work[index] - decode(code, scale[block], own, grid)[:, 0]) / factor[index, index]
             work[index + 1 : end] -= factor[index, index + 1 : end, None] * error
             codes[order[index]], errors[index - start] = code[:, 0], error

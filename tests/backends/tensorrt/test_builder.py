@@ -74,6 +74,7 @@ def test_an_engine_is_built_as_the_recipe_says(double, network, bundle, tmp_path
         version_compatible=True,
         weight_streaming=True,
         refit=True,
+        sparse_weights=True,
     )
     built = build(folder, tmp_path / "model.engine")
     trt = double.module
@@ -88,6 +89,7 @@ def test_an_engine_is_built_as_the_recipe_says(double, network, bundle, tmp_path
         trt.BuilderFlag.VERSION_COMPATIBLE,
         trt.BuilderFlag.WEIGHT_STREAMING,
         trt.BuilderFlag.REFIT,
+        trt.BuilderFlag.SPARSE_WEIGHTS,
     }
     assert double.one("IBuilderConfig.builder_optimization_level=") == {"arg1": 4}
     assert double.one("IBuilderConfig.profiling_verbosity=") == {"arg1": trt.ProfilingVerbosity.DETAILED}

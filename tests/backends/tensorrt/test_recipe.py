@@ -46,6 +46,7 @@ def full(folder: Path) -> BuildRecipe:
         version_compatible=True,
         weight_streaming=True,
         refit=True,
+        sparse_weights=True,
         plugins=(Plugin("optc::norm", ("plugin.ptx",)),),
         notes=("a note",),
     )
