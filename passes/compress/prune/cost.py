@@ -26,15 +26,25 @@ class Cost:
     Attributes:
         parameters: Elements of all floating-point constants.
         flops: Multiplications and additions of products, convolutions and attention; None where sizes are not known.
+        zeros: Weights of products and convolutions that are zero; they are among the parameters.
+        needed: The flops without those of zeros, which only some runtimes skip.
     """
 
     parameters: int
     flops: int | None
+    zeros: int = 0
+    needed: int | None = None
 
     def __str__(self) -> str:
-        million = (self.flops or 0) / 1e6
-        flops = "" if self.flops is None else f", {million:,.0f} MFLOP" if million >= 100 else f", {million:.2g} MFLOP"
-        return f"{self.parameters:,d} parameters{flops}"
+        flops = "" if self.flops is None else f", {_million(self.flops)}"
+        without = "" if self.needed is None else f" and {_million(self.needed)} without these"
+        zeros = f" ({self.zeros / self.parameters:.0%} zero{without})" if self.zeros > 0.005 * self.parameters else ""
+        return f"{self.parameters:,d} parameters{flops}{zeros}"
+
+
+def _million(flops: int) -> str:
+    million = flops / 1e6
+    return f"{million:,.0f} MFLOP" if million >= 100 else f"{million:.2g} MFLOP"
 
 
 def parameters(model: onnx_ir.Model) -> int:
@@ -43,6 +53,13 @@ def parameters(model: onnx_ir.Model) -> int:
     return sum(
         int(v.const_value.size) for v in values if v.const_value is not None and v.const_value.dtype.is_floating_point()
     )
+
+
+def zeros(graph: onnx_ir.Graph, facts: Facts) -> int:
+    """Weights of products and convolutions that are zero, each constant counted once."""
+    weights = dict.fromkeys(node.inputs[1] for node in graph if node.op_type in (*_PRODUCTS, *_CONVOLUTIONS))
+    arrays = (facts.const(value) for value in weights)
+    return sum(array.size - int(np.count_nonzero(array)) for array in arrays if array is not None)
 
 
 def counted(graph: onnx_ir.Graph, facts: Facts) -> list[onnx_ir.Value]:
@@ -56,8 +73,15 @@ def counted(graph: onnx_ir.Graph, facts: Facts) -> list[onnx_ir.Value]:
     return list(wanted)
 
 
-def flops(graph: onnx_ir.Graph, facts: Facts, shapes: Shapes) -> int:
-    """Multiplications and additions at given shapes; each counts as one."""
+def flops(graph: onnx_ir.Graph, facts: Facts, shapes: Shapes, zeros: bool = True) -> int:
+    """Multiplications and additions at given shapes; each counts as one.
+
+    Args:
+        graph: The graph.
+        facts: What is known of it.
+        shapes: Of the values that :func:`counted` lists.
+        zeros: Whether those of weights that are zero count.
+    """
 
     def shape(value: onnx_ir.Value | None) -> tuple[int, ...]:
         if value is None:
@@ -65,7 +89,14 @@ def flops(graph: onnx_ir.Graph, facts: Facts, shapes: Shapes) -> int:
         known = facts.shape(value) if facts.is_const(value) else shapes.get(value.name or "")
         return tuple(int(size) for size in known or ())
 
-    return sum(_node_flops(node, [shape(v) for v in node.inputs], shape(node.outputs[0])) for node in graph)
+    def share(node: onnx_ir.Node) -> float:
+        array = None if zeros or node.op_type not in (*_PRODUCTS, *_CONVOLUTIONS) else facts.const(node.inputs[1])
+        return 1.0 if array is None or not array.size else np.count_nonzero(array) / array.size
+
+    return sum(
+        round(share(node) * _node_flops(node, [shape(v) for v in node.inputs], shape(node.outputs[0])))
+        for node in graph
+    )
 
 
 def _node_flops(node: onnx_ir.Node, ins: list[tuple[int, ...]], out: tuple[int, ...]) -> int:

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 from optc.ir.errors import UsageError
 from optc.ir.targets import suggestion
 from optc.passes.base import Decision, LedgerRow, Numerics, Pass, PassContext
+from optc.passes.compress.layers import Layer, weighted_layers
 from optc.passes.compress.prune.axes import Group, structure_of
 from optc.passes.compress.prune.blocks import remove_blocks
 from optc.passes.compress.prune.schedule import (
     Schedule,
+    check_layers,
     check_names,
     checked_share,
     count_for,
@@ -21,6 +23,8 @@ from optc.passes.compress.prune.schedule import (
 )
 from optc.passes.compress.prune.search import Found, PruneSearch
 from optc.passes.compress.prune.work import Work
+from optc.passes.compress.roles import roles_of
+from optc.passes.compress.sparsity.kernels import Thinned, thin_out, why_not
 
 #: What may be removed: "channel" is every group but heads, "block" the body of a residual block.
 GRANULARITIES = ("channel", "head", "block")
@@ -37,7 +41,8 @@ class Prune(Pass):
     Attributes:
         ratio: The share of every group's units that goes; none for a search.
         groups: Which groups, by kind or by patterns of their names; all if empty.
-        schedule: Shares by kind or pattern, in place of the ratio, see :mod:`optc.passes.compress.prune.schedule`.
+        schedule: Shares by kind or pattern, in place of the ratio, see :mod:`optc.passes.compress.prune.schedule`; it
+            may also have shares of kernels to set to zero.
         granularity: "channel", "head" and "block"; a block goes as a whole, so the ratio is a share of blocks.
         min_gain: The share of time that a search must gain.
         part: The part of the error budget that a search may take; the rest is for what comes behind it.
@@ -106,22 +111,46 @@ class Prune(Pass):
         shares = {group: self._schedule.share(group, self.ratio or 0.0) for group in chosen}
         counts = {group: count_for(group, share) for group, share in shares.items()}
         counts = {group: count for group, count in counts.items() if count}
-        if not counts:
+        before, timed = work.cost(ctx.model, ctx.facts), ctx.model.clone()
+        if counts:
+            work.rank(list(counts))
+            work.write(ctx.rewriter, counts)
+            self._record(ctx, work, counts)
+        thinned = self._thinned(ctx, work) if self._schedule.kernels else []
+        if not counts and not thinned:
             reasons = "; ".join(dict.fromkeys(work.structure.declined.values()))
             what = "no group of channels can be made smaller" if chosen else "there is no group to prune"
             ctx.decide(Decision(self.name, [], False, f"{what}{': ' if reasons else ''}{reasons}"))
             return
-        before, timed = work.cost(ctx.model, ctx.facts), ctx.model.clone()
-        work.rank(list(counts))
-        work.write(ctx.rewriter, counts)
         after = work.cost(ctx.model, ctx.facts)
-        self._record(ctx, work, counts)
         speed = self._speed(work, timed, ctx.model)
         told = f"{before} before, {after} after" + (f"; {speed:.2f}x faster on this CPU" if speed else "")
         guesses = list(dict.fromkeys(work.rankings[group].reason for group in counts if work.rankings[group].reason))
         reason = "; ".join([f"as the pass was told: {told}", *guesses])
         saved = 4 * (before.parameters - after.parameters)
-        ctx.decide(Decision(self.name, [group.name for group in counts], True, reason, None, speed, saved))
+        where = [*(group.name for group in counts), *(one.layer.name for one in thinned)]
+        ctx.decide(Decision(self.name, where, True, reason, None, speed, saved))
+
+    def _thinned(self, ctx: PassContext, work: Work) -> list[Thinned]:
+        """Set kernels to zero, as the schedule says, of the layers as they are now."""
+        layers = list(weighted_layers(ctx.model.graph, ctx.facts))
+        roles = dict(zip((layer.name for layer in layers), roles_of(layers, ctx.facts), strict=True))
+        check_layers((what for what, _ in self._schedule.kernels), roles)
+        shares: dict[Layer, float] = {}
+        for layer in layers:
+            share = self._schedule.kernel_share(layer.name, roles[layer.name])
+            reason = why_not(layer, ctx.facts) if share else None
+            if reason is not None:
+                ctx.ledger.append(LedgerRow(layer.name, self.name, "", False, reason))
+            elif share:
+                shares[layer] = share
+        thinned = thin_out(ctx.rewriter, shares, work.statistics)
+        for one in thinned:
+            ctx.hit("prune-kernels")
+            ctx.ledger.append(
+                LedgerRow(one.layer.name, self.name, f"{one.count} of {one.units} {one.what}", True, "", one.error)
+            )
+        return thinned
 
     def _blocks(self, ctx: PassContext, work: Work) -> None:
         before, timed = work.cost(ctx.model, ctx.facts), ctx.model.clone()

@@ -8,12 +8,22 @@ As text: ``conv=0.5;heads=0.25;*/layers.0/*=0``. As a TOML file, where a plain t
 
 What stands on the left is a kind of group (:data:`optc.passes.compress.prune.axes.KINDS`), ``*``, or a pattern of
 names of groups; on the right is a share of its units. The last line that fits a group counts, names over kinds.
+
+Beside the channels that go, kernels of what is left may become zero (:mod:`optc.passes.compress.sparsity.kernels`):
+``conv=0.25;kernels[conv]=0.3``, or in a file::
+
+    [kernels]
+    conv = 0.3
+    "encoder.layer.0.*" = 0
+
+Here roles of layers (:data:`optc.passes.compress.roles.ROLES`), ``*`` or patterns of their names stand on the left.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,21 +31,59 @@ from pathlib import Path
 from optc.ir.errors import UsageError
 from optc.ir.targets import suggestion
 from optc.passes.compress.prune.axes import KINDS, Group
+from optc.passes.compress.roles import ROLES
 
+#: What a schedule has: shares of the units of groups, and shares of the kernels of layers.
+_TABLES = ("groups", "kernels")
+Tables = Mapping[str, Sequence[tuple[str, object]]]
 #: Channels that are left come in multiples of this, where a group has at least four times as many.
 _ALIGNED = 8
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Shares by kind or pattern, in the order in which they were given."""
+    """Shares by kind, role or pattern, in the order in which they were given.
+
+    Attributes:
+        shares: Of units, by kind of group or pattern of groups.
+        kernels: Of kernels, by role of layer or pattern of layers.
+    """
 
     shares: tuple[tuple[str, float], ...] = ()
+    kernels: tuple[tuple[str, float], ...] = ()
 
     def share(self, group: Group, otherwise: float) -> float:
         """The share of a group's units that is to go."""
-        fitting = [(what not in KINDS and what != "*", share) for what, share in self.shares if fits(what, group)]
-        return max(enumerate(fitting), key=lambda item: (item[1][0], item[0]))[1][1] if fitting else otherwise
+        return _last([(what in KINDS, what, share) for what, share in self.shares if fits(what, group)], otherwise)
+
+    def kernel_share(self, name: str, roles: Collection[str]) -> float:
+        """The share of a layer's kernels that is to become zero."""
+        fitting = [line for line in self.kernels if fits_layer(line[0], name, roles)]
+        return _last([(what in ROLES, what, share) for what, share in fitting], 0.0)
+
+
+def _last(fitting: Sequence[tuple[bool, str, float]], otherwise: float) -> float:
+    """The share of the last line, of those that name something if any does; lines say whether they name a kind."""
+    named = [share for is_kind, what, share in fitting if not is_kind and what != "*"]
+    return (named or [share for _, _, share in fitting] or [otherwise])[-1]
+
+
+def fits_layer(what: str, name: str, roles: Collection[str]) -> bool:
+    """Whether a role, ``*`` or a pattern speaks of a layer."""
+    return what in roles or (what not in ROLES and fnmatchcase(name, what))
+
+
+def check_layers(named: Iterable[str], layers: Mapping[str, Collection[str]]) -> None:
+    """Raise UsageError for what speaks of no layer that there is, and is no role either.
+
+    Args:
+        named: Roles and patterns.
+        layers: Roles of the model's layers, by name.
+    """
+    for what in named:
+        if what not in ROLES and what != "*" and not any(fits_layer(what, *layer) for layer in layers.items()):
+            hint = suggestion(what, [*ROLES, *layers], f"roles are: {', '.join(ROLES)}; optc inspect lists the nodes")
+            raise UsageError(f"there is no layer {what!r} with kernels", hint=hint)
 
 
 def fits(what: str, group: Group) -> bool:
@@ -77,10 +125,11 @@ def read_schedule(text: str) -> Schedule:
     """
     text = text.strip()
     where = text if text.endswith(".toml") else None
-    shares = []
-    for what, share in _of_file(Path(text)) if where else _of_text(text):
-        shares.append((what, checked_share(share, where)))
-    return Schedule(tuple(shares))
+    tables = _of_file(Path(text)) if where else _of_text(text)
+    shares, kernels = (
+        tuple((what, checked_share(share, where)) for what, share in tables.get(name, ())) for name in _TABLES
+    )
+    return Schedule(shares, kernels)
 
 
 def checked_share(share: object, where: str | None = None) -> float:
@@ -94,7 +143,8 @@ def checked_share(share: object, where: str | None = None) -> float:
     return float(share)
 
 
-def _of_text(text: str) -> Iterable[tuple[str, object]]:
+def _of_text(text: str) -> Tables:
+    tables: dict[str, list[tuple[str, object]]] = {name: [] for name in _TABLES}
     for part in filter(None, (part.strip() for part in text.split(";"))):
         what, sign, share = part.rpartition("=")
         try:
@@ -102,17 +152,22 @@ def _of_text(text: str) -> Iterable[tuple[str, object]]:
         except ValueError:
             number = share.strip()
         if not sign or not what.strip():
-            raise UsageError(f"not a line of a schedule: {part!r}", hint="as in conv=0.5;heads=0.25")
-        yield what.strip(), number
+            hint = "as in conv=0.5;heads=0.25;kernels[conv]=0.3"
+            raise UsageError(f"not a line of a schedule: {part!r}", hint=hint)
+        of_kernels = re.fullmatch(r"kernels\[(.+)\]", what.strip())
+        name, what = ("kernels", of_kernels[1]) if of_kernels else ("groups", what)
+        tables[name].append((what.strip(), number))
+    return tables
 
 
-def _of_file(path: Path) -> Iterable[tuple[str, object]]:
+def _of_file(path: Path) -> Tables:
     try:
-        table = tomllib.loads(path.read_text("utf-8")).get("groups")
+        found = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"the schedule cannot be read: {error.strerror}", where=str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"not a TOML file: {error}", where=str(path)) from error
-    if not isinstance(table, dict):
-        raise UsageError("a schedule has a table [groups]", where=str(path), hint="as in: [groups]\nconv = 0.5")
-    return table.items()
+    if not any(name in found for name in _TABLES) or not all(isinstance(found.get(name, {}), dict) for name in _TABLES):
+        hint = "as in: [groups]\nconv = 0.5"
+        raise UsageError("a schedule has a table [groups], [kernels] or both", where=str(path), hint=hint)
+    return {name: list(found.get(name, {}).items()) for name in _TABLES}

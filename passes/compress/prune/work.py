@@ -12,7 +12,7 @@ import onnx_ir
 from optc.ir.rewriter import Rewriter
 from optc.passes.calibration.store import Statistics
 from optc.passes.compress.prune.axes import Group, Structure, structure_of
-from optc.passes.compress.prune.cost import Cost, counted, flops, parameters
+from optc.passes.compress.prune.cost import Cost, counted, flops, parameters, zeros
 from optc.passes.compress.prune.cut import Removal, cut
 from optc.passes.compress.prune.importance import (
     Ranking,
@@ -177,8 +177,10 @@ class Work:
 
     def cost(self, model: onnx_ir.Model, facts: Any) -> Cost:
         """Parameters and arithmetic of a model, at the sizes that are timed."""
+        idle = zeros(model.graph, facts)
         if self.measure is None or self.measure.why_not is not None:
-            return Cost(parameters(model), None)
+            return Cost(parameters(model), None, idle)
         values = counted(model.graph, facts)
         shapes = self.measure.shapes(model, values) if values else {}
-        return Cost(parameters(model), flops(model.graph, facts, shapes))
+        whole, needed = (flops(model.graph, facts, shapes, zeros=counting) for counting in (True, False))
+        return Cost(parameters(model), whole, idle, needed)

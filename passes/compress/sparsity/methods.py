@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,13 +112,18 @@ def sparsify(weight: np.ndarray, columns: Columns, pattern: Pattern, method: str
         repair: Whether the weights that are left are fitted anew, which takes a Gram matrix.
     """
     grams = [None] if seen.gram is None else list(seen.gram)
-    parts, lost, whole = [], 0.0, 0.0
-    for part, gram in zip(np.split(weight.astype(np.float32), len(grams)), grams, strict=True):
+    parts, sparse = np.split(weight.astype(np.float32), len(grams)), []
+    for part, gram in zip(parts, grams, strict=True):
         found = METHODS[method].run(Problem(part, columns, pattern, gram, seen.damping))
-        if gram is not None:
-            found = repaired(part, found, gram, seen.damping) if repair else found
-            lost += max(energy((part - found).astype(np.float64), gram), 0.0)
-            whole += max(energy(part.astype(np.float64), gram), 0.0)
-        parts.append(found)
-    error = None if seen.gram is None else float(np.sqrt(lost / whole)) if whole else 0.0
-    return Sparse(np.concatenate(parts), error)
+        sparse.append(repaired(part, found, gram, seen.damping) if repair and gram is not None else found)
+    error = None if seen.gram is None else output_error(parts, sparse, seen.gram)
+    return Sparse(np.concatenate(sparse), error)
+
+
+def output_error(dense: Sequence[np.ndarray], sparse: Sequence[np.ndarray], grams: Iterable[np.ndarray]) -> float:
+    """The relative L2 error of a layer's output: sqrt(tr(E G E^T) / tr(W G W^T)), summed over groups (N, K) each."""
+    lost = whole = 0.0
+    for one, other, gram in zip(dense, sparse, grams, strict=True):
+        lost += max(energy((one - other).astype(np.float64), gram), 0.0)
+        whole += max(energy(one.astype(np.float64), gram), 0.0)
+    return float(np.sqrt(lost / whole)) if whole else 0.0

@@ -15,12 +15,13 @@ from optc.passes.base import Decision, LedgerRow, Numerics, Pass, PassContext
 from optc.passes.calibration.store import Statistics
 from optc.passes.compress.clock import estimated_seconds
 from optc.passes.compress.layers import Layer, named_layers, weighted_layers
-from optc.passes.compress.lowrank.inputs import Seen, gram_request, seen_by, too_few, why_unseen
+from optc.passes.compress.lowrank.inputs import gram_request, too_few
 from optc.passes.compress.prune.axes import Group, structure_of
 from optc.passes.compress.sparsity.channels import movable, reorder
 from optc.passes.compress.sparsity.columns import Columns
 from optc.passes.compress.sparsity.methods import METHODS, Sparse, sparsify
 from optc.passes.compress.sparsity.permute import best_order, kept
+from optc.passes.compress.sparsity.writing import known, store
 from optc.passes.compress.techniques import Option, Study
 
 #: Channels that sparse kernels sum over come in multiples of this.
@@ -147,12 +148,6 @@ class Sparsity(Pass):
         found: Statistics = service.collect(ctx.model, list(dict.fromkeys(requests)))
         return found
 
-    def _seen(self, ctx: PassContext, layer: Layer, statistics: Statistics | None) -> Seen:
-        """What is known of a layer's input; nothing where what there is would lead astray."""
-        if statistics is None or why_unseen(layer, ctx.facts, statistics) is not None:
-            return Seen()
-        return seen_by(layer, ctx.facts, statistics)
-
     # -- order of channels ------------------------------------------------------------------------------------------
 
     def _ordered(
@@ -184,7 +179,7 @@ class Sparsity(Pass):
 
     def _scores(self, ctx: PassContext, layer: Layer, statistics: Statistics | None) -> np.ndarray:
         """What every weight adds to a layer's output, taken alone, as a share of all: (outputs * taps, channels)."""
-        gram = self._seen(ctx, layer, statistics).gram
+        gram = known(layer, ctx.facts, statistics).gram
         energy = np.square(layer.by_output(ctx.facts).astype(np.float32))
         if gram is not None:
             energy = energy * np.diagonal(gram[0]).astype(np.float32)
@@ -197,7 +192,7 @@ class Sparsity(Pass):
         self, ctx: PassContext, layer: Layer, statistics: Statistics | None, order: np.ndarray | None
     ) -> _Done | None:
         """Make one layer sparse; None if it stays as it is."""
-        columns, seen = Columns.of(layer, ctx.facts), self._seen(ctx, layer, statistics)
+        columns, seen = Columns.of(layer, ctx.facts), known(layer, ctx.facts, statistics)
         if seen.gram is not None and order is not None:
             moved = columns.moved(order)
             seen = replace(seen, gram=seen.gram[:, moved][:, :, moved])
@@ -212,11 +207,7 @@ class Sparsity(Pass):
         if few is not None:
             ctx.remark("skipped", layer.name, f"its error is foretold for the calibration data alone: {few}")
         label = f"{self._pattern}-{method}{'-repaired' if self.repair and informed else ''}"
-        weight = layer.weight
-        with ctx.rewriter.at(layer.node, self.name):
-            constant = ctx.rewriter.constant(layer.stored(sparse.weight, ctx.facts), f"{weight.name}_sparse")
-            ctx.rewriter.set_input(layer.node, 1, constant)
-        ctx.rewriter.erase_initializer(weight)
+        store(ctx.rewriter, layer, sparse.weight, self.name)
         ctx.hit(label)
         return _Done(layer, label, sparse)
 
