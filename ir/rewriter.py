@@ -248,6 +248,27 @@ class Rewriter:
             node.attributes[name] = onnx_ir.convenience.convert_attribute(name, value)
         self._touch(node)
 
+    def set_contents(self, constant: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> None:
+        """Give a constant (an initializer, or what a Constant node makes) other contents.
+
+        Raises:
+            PassError: It would have another type or shape, or is no constant.
+        """
+        old = self.facts.tensor(constant)
+        if old is None or old.dtype != tensor.dtype or tuple(old.shape.numpy()) != tuple(tensor.shape.numpy()):
+            raise PassError(f"the contents given to {constant.name!r} are not of its type and shape")
+        node = constant.producer()
+        if node is None:
+            constant.const_value = named(tensor, constant.name)
+            self.changes += 1
+        else:
+            for name in list(node.attributes):
+                del node.attributes[name]
+            self.set_attribute(node, "value", tensor)
+        self.facts.forget(constant)
+        for use in constant.uses():
+            self._tell(use.node)
+
     def set_metadata(self, key: str, value: str) -> None:
         """Say something about the model as a whole."""
         self.model.metadata_props[key] = value

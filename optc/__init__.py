@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optc.compiler import Result, compile, optimize
     from optc.compiler import open_artifact as load
     from optc.ir.errors import OptcError
+    from optc.recovery.recover import recover
 
 #: Public names and where they live; imported on first use, so that `optc --help` need not load onnxruntime.
 _PUBLIC = {
@@ -27,9 +28,10 @@ _PUBLIC = {
     "compile": "optc.compiler:compile",
     "load": "optc.compiler:open_artifact",
     "optimize": "optc.compiler:optimize",
+    "recover": "optc.recovery.recover:recover",
 }
 
-__all__ = ["OptcError", "Result", "compile", "load", "optimize"]
+__all__ = ["OptcError", "Result", "compile", "load", "optimize", "recover"]
 
 # In a checkout this folder may shadow the installed package; its sub-packages then lie beside it, not in it.
 if (Path(__file__).parents[1] / "ir" / "errors.py").is_file():

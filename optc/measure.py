@@ -227,7 +227,7 @@ def relative_error(references: Sequence[Mapping[str, Any]], outputs: Sequence[Ma
             if pairs is None:
                 return float("inf")
             for expected, actual in pairs:
-                added, size = _squares(expected, actual)
+                added, size = squared_error(expected, actual)
                 difference, norm = difference + added, norm + size
         if not np.isfinite(difference):
             return float("inf")
@@ -245,7 +245,7 @@ def _paired(expected: Any, actual: Any) -> list[tuple[np.ndarray, np.ndarray]] |
     return pairs if all(a.shape == b.shape for a, b in pairs) else None
 
 
-def _squares(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
+def squared_error(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
     """The squared L2 norms of the difference and of what is expected."""
     if expected.dtype.kind not in "fiub" and "float" not in expected.dtype.name:
         return float((expected != actual).sum()), 0.0

@@ -39,6 +39,7 @@ LATE = {
     "optc.backends.triton.runtime",
     "optc.callables",
     "optc.ir.registry",
+    "optc.recovery.torch_library",
     "optc.tools.cli",
 }
 

@@ -30,6 +30,7 @@ _COMMANDS = {
     "diff": ("diff", "Show what differs between two models."),
     "explain": ("explain", "Show which rules fired, and why others did not."),
     "report": ("report", "Write a page that shows what a compile does and why."),
+    "recover": ("recover", "Let a compressed model learn from its original."),
     "build": ("build", "Build the engine of a TensorRT bundle, on the GPU that it is for."),
     "bisect": ("bisect", "Find the rewrite that makes the result wrong."),
     "reduce": ("reduce", "Shrink a model that fails to a small one that fails still."),
