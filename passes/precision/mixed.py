@@ -12,7 +12,6 @@ import onnx_ir
 from optc.ir.errors import OptcError
 from optc.ir.functions import drop_unused_functions, runnable
 from optc.ir.mapped import Spool
-from optc.ir.ops import is_op
 from optc.ir.opset import obstacle, raise_opset
 from optc.ir.rewriter import Rewriter
 from optc.passes.base import Decision, LedgerRow, Numerics, Pass, PassContext
@@ -30,8 +29,14 @@ from optc.passes.precision.write import Keep, write
 
 #: Constants up to this many bytes stay in memory, and so do all if they have no more than this together.
 _SMALL, _MEMORY = 1 << 16, 1 << 28
-#: The opset from which on QuantizeLinear and DequantizeLinear have scales of 16 bits.
-_NARROW_SCALES_SINCE = 19
+#: The opsets from which on operators that a network lives on are defined for a narrow type.
+_SINCE: dict[str, dict[str, int]] = {
+    "fp16": {"QuantizeLinear": 19, "DequantizeLinear": 19},
+    "bf16": {
+        **{"QuantizeLinear": 19, "DequantizeLinear": 19},
+        **dict.fromkeys(("Conv", "ConvTranspose", "AveragePool", "MaxPool", "GlobalAveragePool"), 22),
+    },
+}
 _TOO_FAR = "it was among the first to go back: the error would leave the budget, and its own share is large"
 
 
@@ -118,7 +123,7 @@ class _Work:
     measure: Any
 
     def run(self) -> None:
-        self._raise_for_scales()
+        self._raise_opset()
         planner = self._planner()
         policy = read_policy(self.options.policy)
         chosen = kept_by(policy, planner.graph, planner.facts, self.narrow, self.options.name)
@@ -142,18 +147,19 @@ class _Work:
         drop_unused_functions(self.ctx.model)
         self._tell(plan, before - _weight_bytes(self.ctx.model), "", judged.error)
 
-    def _raise_for_scales(self) -> None:
-        """Let quantized layers be narrow: their scales, and with them what is dequantized, may be from opset 19 on.
+    def _raise_opset(self) -> None:
+        """Raise the opset to one that defines the network's layers for the narrow type, if nothing is in the way.
 
-        Before that a cast would stand between every pair and its layer, and no runtime would fuse them.
+        Else a cast would stand between every quantized layer and its pairs, and no runtime would fuse them.
         """
-        ctx, version = self.ctx, _NARROW_SCALES_SINCE
-        if ctx.facts.opset() < version and any(is_op(node, "DequantizeLinear") for node in ctx.model.graph):
+        ctx, since = self.ctx, _SINCE[self.narrow.name]
+        version = max((since.get(node.op_type, 0) for node in ctx.model.graph if node.domain == ""), default=0)
+        if ctx.facts.opset() < version:
             reason = obstacle(ctx.model, ctx.facts, version)
             if reason is None:
                 raise_opset(ctx.rewriter, version)
             else:
-                ctx.remark("skipped", "scales of quantized layers", f"they stay in single precision: {reason}")
+                ctx.remark("skipped", f"layers that opset {version} defines for {self.narrow.name}", reason)
 
     # -- planning ---------------------------------------------------------------------------------------------------
 

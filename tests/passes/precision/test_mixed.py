@@ -170,6 +170,19 @@ def test_no_cast_stands_between_a_quantized_layer_and_its_pairs(opset):
         assert all(value.producer().inputs[1].dtype == onnx_ir.DataType.FLOAT16 for value in node.inputs[:2])
 
 
+def test_the_opset_is_raised_to_one_that_has_the_layers_in_the_type():
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[n, 32, 16, 16] x) => (float[n, 32, 16, 16] y) {
+            a = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w) y = Relu(a) }"""
+    )
+    weight = np.random.default_rng(0).normal(size=(32, 32, 3, 3)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    result = compiled(proto, "mixed-precision{dtype=bf16}", target="a100", backend="tensorrt")
+    assert narrow(result.model) == ["Conv", "Relu"]
+    assert result.model.graph.opset_imports[""] == 22
+
+
 ZOO = os.environ.get("OPTC_ZOO")
 
 
