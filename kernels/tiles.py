@@ -259,6 +259,7 @@ _RULES: Mapping[str, Rule] = {
     "gemv": _gemv,
     "gemv_split": _in_parts(_gemv),
     "depthwise": _depthwise,
+    "resize": _depthwise,
     "pointwise": _pointwise,
     "rows_norm": _rows,
     "rows_softmax": _rows,

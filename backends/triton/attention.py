@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import onnx_ir
 
 from optc.backends.triton.expressions import TYPES, Expr
@@ -9,7 +12,7 @@ from optc.backends.triton.groups import Coordinates, Group, Value
 from optc.backends.triton.hooks import Store
 from optc.backends.triton.layout import Index, flat, variable
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
-from optc.ir.dims import Dim, product
+from optc.ir.dims import Dim, equal, product
 from optc.ir.functions import FUSED_DOMAIN
 from optc.ir.ops import int_attr
 from optc.kernels.splits import attention_splits
@@ -63,31 +66,108 @@ class _Heads:
         return builder.pool.make(f"{{0}}.to({TYPES[x.memory]})", (builder.element(x, coordinates),), x.memory)
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """What becomes of the products of queries and keys.
+
+    Attributes:
+        scale: They are multiplied with it.
+        softcap: Their bound; 0 for none.
+        bias: What is added at coordinates (batch, head, query, key); None for nothing.
+        causal: Whether the last query sees all keys, and each one before it one key less.
+    """
+
+    scale: float
+    softcap: float = 0.0
+    bias: Callable[[Coordinates], Expr] | None = None
+    causal: bool = False
+
+
 def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
     """softmax(scale * q k^T + mask) v; queries that see no key at all give 0."""
-    output = node.outputs[0]
-    shape, dtype = lowering.shape(output), lowering.dtype(output)
     heads = node.attributes["num_heads"].as_int()
     shared = int_attr(node, "kv_num_heads", heads)
     q = _Heads(lowering, lowering.needed(node, 0), heads, prologue=True)
     k = _Heads(lowering, lowering.needed(node, 1), shared)
     v = _Heads(lowering, lowering.needed(node, 2), shared)
+    mask = lowering.operand(node, 3)
+    shape = (q.batch, heads, q.length, k.length)
+
+    def bias(coordinates: Coordinates) -> Expr:
+        assert mask is not None
+        return _bias(lowering, node, mask, coordinates, shape)
+
+    scale = node.attributes["scale"].as_float()
+    softcap = node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
+    _attend(lowering, node, q, k, v, _Scores(scale, softcap, None if mask is None else bias))
+
+
+def multi_head(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """ONNX Runtime's MultiHeadAttention, of which :mod:`.expansions` has left queries, keys, values and masks."""
+    heads = int_attr(node, "num_heads", 1)
+    packed = len(lowering.needed(node, 0).shape) != 3 or lowering.operand(node, 1) is None
+    if packed or lowering.operand(node, 3) is not None or len(node.inputs) > 6:
+        raise Unsupported("packed operands, and caches that are written in place, are not supported")
+    q, k, v = (_Heads(lowering, lowering.needed(node, place), heads, prologue=place == 0) for place in range(3))
+    padding, added = lowering.operand(node, 4), lowering.operand(node, 5)
+    filling = node.attributes["mask_filter_value"].as_float() if "mask_filter_value" in node.attributes else -10000.0
+    shape, pool = (q.batch, heads, q.length, k.length), lowering.pool
+    if padding is not None:
+        lowering.stored(padding)
+
+    def bias(coordinates: Coordinates) -> Expr:
+        total = None
+        if padding is not None:
+            there = _is_there(lowering, padding, coordinates, shape)
+            total = pool.make("tl.where({0}, 0.0, {1})", (there, pool.number(filling, "fp32")), "fp32")
+        if added is not None:
+            element = _finite(lowering, added, coordinates, shape)
+            total = element if total is None else pool.make("({0} + {1})", (total, element), "fp32")
+        assert total is not None
+        return total
+
+    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 0.0
+    masked = padding is not None or added is not None
+    causal = bool(int_attr(node, "unidirectional", 0))
+    _attend(lowering, node, q, k, v, _Scores(scale or q.size**-0.5, 0.0, bias if masked else None, causal))
+
+
+def _is_there(lowering: Lowering, padding: Value, coordinates: Coordinates, scores: tuple[Dim, ...]) -> Expr:
+    """Whether a key is no padding, by a mask of (B, T) or (B, S, T), or by lengths (B,)."""
+    b, _, m, n = coordinates
+    if len(padding.shape) == 1 and equal(padding.shape[0], scores[0]):
+        length = lowering.element(padding, (b,))
+        return lowering.pool.make("({0} < {1})", (lowering.pool.index(n, length.kind), length), "i1")
+    shapes = {2: (scores[0], scores[3]), 3: (scores[0], *scores[2:])}
+    if len(padding.shape) not in shapes:
+        raise Unsupported(f"a mask of shape ({', '.join(map(str, padding.shape))}) is not supported")
+    at = (b, n) if len(padding.shape) == 2 else (b, m, n)
+    element = lowering.element(padding, lowering.broadcast(padding, at, shapes[len(padding.shape)]))
+    return lowering.pool.cast(element, "i1")
+
+
+def _attend(lowering: Lowering, node: onnx_ir.Node, q: _Heads, k: _Heads, v: _Heads, scores: _Scores) -> None:
+    """Define a node's result: the values, weighted by the scores."""
+    output = node.outputs[0]
+    shape, dtype = lowering.shape(output), lowering.dtype(output)
+    heads, shared = q.heads, k.heads
     if k.size != v.size:
         raise Unsupported("keys and values of different sizes are not supported")
-    mask = lowering.operand(node, 3)
     space: dict[str, Dim] = {"b": q.batch, "h": heads, "m": q.length, "d": v.size}
     inside: dict[str, Dim] = {"hk": shared, "n": k.length}
     b, h, m, d, hk, n = (variable(name, extent) for name, extent in {**space, **inside}.items())
+    before = k.length - q.length if scores.causal else 0
     group = Group(
         "attention",
         space,
-        {"QUERIES": q.length, "KEYS": k.length, "HEADS": heads, "BATCH": q.batch, "OFFSET": 0},
+        {"QUERIES": q.length, "KEYS": k.length, "HEADS": heads, "BATCH": q.batch, "OFFSET": before},
         constants={
             "DIM": q.size,
             "V_DIM": v.size,
-            "SCALE": node.attributes["scale"].as_float(),
-            "HAS_BIAS": mask is not None,
-            "SOFTCAP": node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0,
+            "SCALE": scores.scale,
+            "CAUSAL": scores.causal,
+            "HAS_BIAS": scores.bias is not None,
+            "SOFTCAP": scores.softcap,
             "GROUP": heads // shared,
             "BLOCK_D": _power(q.size),
             "BLOCK_V": _power(v.size),
@@ -96,9 +176,8 @@ def attention(lowering: Lowering, node: onnx_ir.Node) -> None:
         reduced=inside,
         nodes=[node.name or output.name or ""],
     )
-    scores = (q.batch, heads, q.length, k.length)
-    bias = lowering.pool.number(0.0, "fp32")
-    group.results["LOAD_BIAS"] = bias if mask is None else _bias(lowering, node, mask, (b, h, m, n), scores)
+    nothing = lowering.pool.number(0.0, "fp32")
+    group.results["LOAD_BIAS"] = nothing if scores.bias is None else scores.bias((b, h, m, n))
     lowering.builder.add(group)
     sizes = lowering.tuning.numbers({name: group.sizes[name] for name in ("QUERIES", "KEYS", "HEADS", "BATCH")})
     parts = 1 if sizes is None else attention_splits(sizes, heads // shared, lowering.tuning.targets)
@@ -150,20 +229,29 @@ def _in_parts(lowering: Lowering, group: Group, parts: int) -> Group:
 def _bias(
     lowering: Lowering, node: onnx_ir.Node, mask: Value, coordinates: Coordinates, scores: tuple[Dim, ...]
 ) -> Expr:
-    """What is added to a score. Hiding numbers become one that cannot overflow with the score that it is added to."""
-    pool = lowering.pool
-    if mask.view is None and mask.compute is not None:
-        lowering.stored(mask)  # it is read for every head
-    element = lowering.element(mask, lowering.broadcast(mask, coordinates, scores))
-    if "fill" in node.attributes:
-        hidden = pool.number(max(node.attributes["fill"].as_float(), _HIDES), "fp32")
-        if node.attributes["fill"].as_float() == float("-inf"):
-            hidden = pool.number(float("-inf"), "fp32")
-        nothing = pool.number(0.0, "fp32")
-        choices = (hidden, nothing) if int_attr(node, "hidden", 0) else (nothing, hidden)
-        return pool.make("tl.where({0}, {1}, {2})", (element, *choices), "fp32")
+    """What is added to a score."""
+    if "fill" not in node.attributes:
+        return _finite(lowering, mask, coordinates, scores)
+    pool, fill = lowering.pool, node.attributes["fill"].as_float()
+    element = _read_often(lowering, mask, coordinates, scores)
+    hidden = pool.number(fill if fill == float("-inf") else max(fill, _HIDES), "fp32")
+    nothing = pool.number(0.0, "fp32")
+    choices = (hidden, nothing) if int_attr(node, "hidden", 0) else (nothing, hidden)
+    return pool.make("tl.where({0}, {1}, {2})", (element, *choices), "fp32")
+
+
+def _finite(lowering: Lowering, mask: Value, coordinates: Coordinates, scores: tuple[Dim, ...]) -> Expr:
+    """A mask's element. Hiding numbers become one that cannot overflow with the score that it is added to."""
     code = f'tl.where({{0}} == float("-inf"), {{0}}, functions.maximum({{0}}, {_HIDES!r}))'
-    return pool.make(code, (pool.cast(element, "fp32"),), "fp32")
+    element = _read_often(lowering, mask, coordinates, scores)
+    return lowering.pool.make(code, (lowering.pool.cast(element, "fp32"),), "fp32")
+
+
+def _read_often(lowering: Lowering, mask: Value, coordinates: Coordinates, scores: tuple[Dim, ...]) -> Expr:
+    """A mask's element; it is read for every head."""
+    if mask.view is None and mask.compute is not None:
+        lowering.stored(mask)
+    return lowering.element(mask, lowering.broadcast(mask, coordinates, scores))
 
 
 def _power(size: int) -> int:
@@ -195,4 +283,8 @@ def rotary(lowering: Lowering, node: onnx_ir.Node) -> None:
     lowering.define(output, Value(shape, dtype, compute=compute, name=node.name or ""))
 
 
-RULES: dict[str, Rule] = {f"{FUSED_DOMAIN}::Attention": attention, f"{FUSED_DOMAIN}::RotaryEmbedding": rotary}
+RULES: dict[str, Rule] = {
+    f"{FUSED_DOMAIN}::Attention": attention,
+    f"{FUSED_DOMAIN}::RotaryEmbedding": rotary,
+    "com.microsoft::MultiHeadAttention": multi_head,
+}

@@ -14,6 +14,7 @@ from optc.backends.base import Artifact, OpSignature, Probe, Runner
 from optc.backends.cache import cache_folder
 from optc.backends.options import BackendOption, one_of, read_options
 from optc.backends.triton import pointwise
+from optc.backends.triton.expansions import EXPANSIONS
 from optc.backends.triton.lower import CannotCompile
 from optc.backends.triton.parts import PartsRunner, in_parts
 from optc.backends.triton.rules import RULES
@@ -69,7 +70,7 @@ class TritonBackend:
         if op.domain == FUSED_DOMAIN:
             return True  # what has no kernel of its own goes back to its parts
         key = join_op(op.domain, op.op_type)
-        return key in RULES or (not op.domain and pointwise.has_code(op.op_type))
+        return key in RULES or key in EXPANSIONS or pointwise.has_code(key)
 
     def check(self, targets: Sequence[Target]) -> None:
         """Find out before the work that nothing can be compiled for these devices.

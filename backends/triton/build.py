@@ -18,6 +18,7 @@ from optc.backends.triton import memory
 from optc.backends.triton.artifact import PLAN, Writer
 from optc.backends.triton.attention import takes
 from optc.backends.triton.codegen import Generated, generate
+from optc.backends.triton.expansions import expand
 from optc.backends.triton.lower import Lowering
 from optc.backends.triton.merge import merge_projections
 from optc.backends.triton.plan import (
@@ -156,6 +157,7 @@ def _same_dims(model: onnx_ir.Model) -> tuple[onnx_ir.Model, tuple[str, ...]]:
 def prepared(model: onnx_ir.Model) -> onnx_ir.Model:
     """The model, changed: fused ops that no kernel computes as parts again, products of one input as one."""
     rewriter = Rewriter(model)
+    expand(rewriter)
     pending = [node for node in model.graph if node.domain == FUSED_DOMAIN]
     while pending:
         call = pending.pop()

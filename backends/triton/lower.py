@@ -266,13 +266,26 @@ class Lowering:
 
     # joining ------------------------------------------------------------------------------------------------------
 
-    def pointwise(self, node: onnx_ir.Node, output: onnx_ir.Value, operands: Sequence[Value | None]) -> None:
-        """A pointwise operator: part of the kernel that computes an operand, or lazy."""
+    def pointwise(
+        self,
+        node: onnx_ir.Node,
+        output: onnx_ir.Value,
+        operands: Sequence[Value | None],
+        build: Callable[[Sequence[Expr | None]], Expr] | None = None,
+    ) -> None:
+        """A pointwise operator: part of the kernel that computes an operand, or lazy.
+
+        Args:
+            node: The node.
+            output: What is defined.
+            operands: Its operands, which broadcast against each other.
+            build: Makes an element of those of the operands; without it the table of operators does.
+        """
         shape, dtype = self.shape(output), self.dtype(output)
         name = node.name or output.name or ""
 
         def apply(elements: Sequence[Expr | None]) -> Expr:
-            return pointwise.build(self.pool, node, elements, dtype)
+            return pointwise.build(self.pool, node, elements, dtype) if build is None else build(elements)
 
         group = self._latest([x for x in operands if x is not None])
         joined = None if group is None else self._join(group, operands, shape)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx_ir
 
 from optc.backends.triton.expressions import REGISTER, Expr, Pool
+from optc.ir.names import join_op
 from optc.ir.ops import int_attr
 
 #: Operators with as many operands as the code says -> the code, for floats and for other numbers alike.
@@ -54,6 +55,7 @@ FLOAT: Mapping[str, str] = {
     "Mish": "({0} * functions.tanh(functions.softplus({0})))",
     "IsNaN": "({0} != {0})",
     "Round": "functions.round_half_even({0})",
+    "com.microsoft::Gelu": "functions.gelu({0})",
 }
 #: Operators with parameters: code with attributes as names -> their defaults.
 PARAMETRIC: Mapping[str, tuple[str, Mapping[str, float]]] = {
@@ -66,6 +68,7 @@ PARAMETRIC: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "Celu": ("tl.where({0} < 0, {alpha} * (tl.exp({0} / {alpha}) - 1.0), {0})", {"alpha": 1.0}),
     "ThresholdedRelu": ("tl.where({0} > {alpha}, {0}, 0.0)", {"alpha": 1.0}),
     "HardSigmoid": ("functions.clip({alpha} * {0} + {beta}, 0.0, 1.0)", {"alpha": 0.2, "beta": 0.5}),
+    "com.microsoft::QuickGelu": ("({0} * functions.sigmoid({alpha} * {0}))", {"alpha": 1.702}),
 }
 #: Operators that take any number of operands, and what joins two of them.
 VARIADIC: Mapping[str, str] = {
@@ -81,11 +84,11 @@ Build = Callable[[Pool, onnx_ir.Node, Sequence[Expr | None]], Expr]
 
 def is_pointwise(node: onnx_ir.Node) -> bool:
     """Whether there is code for the node's operator."""
-    return not node.domain and has_code(node.op_type)
+    return has_code(join_op(node.domain, node.op_type))
 
 
 def has_code(op: str) -> bool:
-    """Whether there is code for a standard operator."""
+    """Whether there is code for an operator; those of other domains are called as in "com.microsoft::Gelu"."""
     return op in SIMPLE or op in FLOAT or op in PARAMETRIC or op in VARIADIC or op in _BUILT
 
 
@@ -98,7 +101,7 @@ def build(pool: Pool, node: onnx_ir.Node, operands: Sequence[Expr | None], dtype
         operands: The operands at that point; None for one left out.
         dtype: The result's element type.
     """
-    op, given = node.op_type, [x for x in operands if x is not None]
+    op, given = join_op(node.domain, node.op_type), [x for x in operands if x is not None]
     if op in _BUILT:
         return _BUILT[op](pool, node, operands)
     kind = "i1" if op in _YIELDS_BOOL else REGISTER[dtype]
@@ -201,6 +204,19 @@ def _prelu(pool: Pool, node: onnx_ir.Node, operands: Sequence[Expr | None]) -> E
     return pool.make("tl.where({0} < 0, {0} * {1}, {0})", (x, slope), x.kind)
 
 
+def _biased_gelu(code: str) -> Build:
+    """A Gelu of a sum, where a bias is there."""
+
+    def build_gelu(pool: Pool, node: onnx_ir.Node, operands: Sequence[Expr | None]) -> Expr:
+        x, bias = (*operands, None)[:2]
+        assert x is not None
+        if bias is not None:
+            x = pool.make("({0} + {1})", (x, bias), x.kind)
+        return pool.make(code, (x,), x.kind)
+
+    return build_gelu
+
+
 _BUILT: Mapping[str, Build] = {
     "Div": _divide,
     "Pow": _power,
@@ -211,4 +227,6 @@ _BUILT: Mapping[str, Build] = {
     "Sign": _sign,
     "IsInf": _infinite,
     "PRelu": _prelu,
+    "com.microsoft::BiasGelu": _biased_gelu("functions.gelu({0})"),
+    "com.microsoft::FastGelu": _biased_gelu("functions.gelu_tanh({0})"),
 }

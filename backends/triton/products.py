@@ -46,7 +46,7 @@ def matmul(lowering: Lowering, node: onnx_ir.Node) -> None:
 
     _in_memory(lowering, a)
     _in_memory(lowering, b)
-    made = _product(lowering, node, (a, b), product(batch), product(rows), shape[-1], contracted, read_a, read_b)
+    made = multiplied(lowering, node, (a, b), product(batch), product(rows), shape[-1], contracted, read_a, read_b)
     made.define(lowering, output, (*made.z.split(batch), *made.m.split(rows), made.n))
 
 
@@ -66,7 +66,7 @@ def gemm(lowering: Lowering, node: onnx_ir.Node) -> None:
 
     _in_memory(lowering, a)
     _in_memory(lowering, b)
-    made = _product(lowering, node, (a, b), 1, shape[0], shape[1], contracted, read_a, read_b)
+    made = multiplied(lowering, node, (a, b), 1, shape[0], shape[1], contracted, read_a, read_b)
     alpha, beta = (node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta"))
     made.expr = _scaled(lowering, made.expr, alpha)
     if c is not None and beta != 0:
@@ -91,21 +91,21 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
     bias = lowering.operand(node, 2)
     shape, spatial = lowering.shape(output), len(x.shape) - 2
     groups = int_attr(node, "group", 1)
-    window = [_int(size, "its window") for size in weight.shape[2:]]
+    window = [fixed(size, "its window") for size in weight.shape[2:]]
     strides = ints_attr(node, "strides") or (1,) * spatial
     dilations = ints_attr(node, "dilations") or (1,) * spatial
     before = padding(node, x.shape[2:], shape[2:], window, strides, dilations)
-    per_group = _int(weight.shape[1], "its channels")
-    filters = _int(weight.shape[0], "its filters") // groups
+    per_group = fixed(weight.shape[1], "its channels")
+    filters = fixed(weight.shape[0], "its filters") // groups
     source = lowering.stored(x)
     kernel = lowering.stored(weight)
     places = [shape[0], *shape[2:]]
     if groups > 1 and per_group == 1 and spatial == 2:
         _check_types(x, weight)
         group = _depthwise(lowering, node, x, weight, before)
-        expr = lowering.pool.make("anchor", (), "fp32", id(group))
-        places_of = tuple(variable(name, dim) for name, dim in group.space.items())
-        _convolved(lowering, output, group, expr, bias, places_of)
+        n, o, oh, ow = (variable(name, dim) for name, dim in group.space.items())
+        sums = Product(group, Index(), Index(), o, lowering.pool.make("anchor", (), "fp32", id(group)))
+        convolved(lowering, output, sums, bias, (n, o, oh, ow))
         return
 
     def read_x(z: Index, m: Index, k: Index) -> Expr:
@@ -131,25 +131,20 @@ def convolution(lowering: Lowering, node: onnx_ir.Node) -> None:
         return lowering.pool.make("load", (), weight.memory, where)
 
     contracted = per_group * product(window)
-    made = _product(lowering, node, (x, weight), groups, product(places), filters, contracted, read_x, read_w)
+    made = multiplied(lowering, node, (x, weight), groups, product(places), filters, contracted, read_x, read_w)
     channel = made.z * filters + made.n
     image, *at = made.m.split(places)
-    _convolved(lowering, output, made.group, made.expr, bias, (image, channel, *at))
+    convolved(lowering, output, made, bias, (image, channel, *at))
 
 
-def _convolved(
-    lowering: Lowering,
-    output: onnx_ir.Value,
-    group: Group,
-    expr: Expr,
-    bias: Value | None,
-    coordinates: Coordinates,
+def convolved(
+    lowering: Lowering, output: onnx_ir.Value, made: Product, bias: Value | None, coordinates: Coordinates
 ) -> None:
-    """Define the result of a convolution: what a group has at these coordinates, and the bias."""
+    """Define the result of a convolution: sums at these coordinates, and the bias of their channels."""
     if bias is not None:
-        expr = lowering.pool.make("({0} + {1})", (expr, lowering.element(bias, (coordinates[1],))), "fp32")
-    shape, dtype = lowering.shape(output), lowering.dtype(output)
-    lowering.define(output, Value(shape, dtype, group=group, expr=expr, coordinates=coordinates))
+        element = lowering.element(bias, (coordinates[1],))
+        made.expr = lowering.pool.make("({0} + {1})", (made.expr, element), "fp32")
+    made.define(lowering, output, coordinates)
 
 
 def _depthwise(lowering: Lowering, node: onnx_ir.Node, x: Value, weight: Value, before: Sequence[int]) -> Group:
@@ -181,7 +176,7 @@ def _depthwise(lowering: Lowering, node: onnx_ir.Node, x: Value, weight: Value, 
             "PAD_LEFT": before[1],
             "DILATION_H": dilations[0],
             "DILATION_W": dilations[1],
-            "OUT_PER_GROUP": _int(weight.shape[0], "its filters") // _int(x.shape[1], "its channels"),
+            "OUT_PER_GROUP": fixed(weight.shape[0], "its filters") // fixed(x.shape[1], "its channels"),
         },
         nodes=[node.name or node.outputs[0].name or ""],
     )
@@ -229,7 +224,12 @@ def _fits(size: Dim, result: Dim, stride: int, reach: int) -> bool:
     return isinstance(size, int) and isinstance(result, int) and (result - 1) * stride + reach <= size
 
 
-def _int(dim: Dim, what: str) -> int:
+def fixed(dim: Dim, what: str) -> int:
+    """A dim as a number.
+
+    Raises:
+        Unsupported: It is not known; ``what`` is what it is.
+    """
     if not isinstance(dim, int):
         raise Unsupported(f"{what} ({dim}) is not known")
     return dim
@@ -259,7 +259,7 @@ def _own(lowering: Lowering, x: Value, lead: Coordinates, shape: Sequence[Dim]) 
 
 
 @dataclass
-class _Product:
+class Product:
     """The sums of a product, in a register of a group.
 
     Attributes:
@@ -282,7 +282,7 @@ class _Product:
         lowering.define(output, Value(shape, dtype, group=self.group, expr=self.expr, coordinates=coordinates))
 
 
-def _product(
+def multiplied(
     lowering: Lowering,
     node: onnx_ir.Node,
     operands: tuple[Value, Value],
@@ -292,7 +292,7 @@ def _product(
     contracted: Dim,
     read_a: Read,
     read_b: Read,
-) -> _Product:
+) -> Product:
     """``batch`` products of (rows, contracted) and (contracted, columns), by a new group or by two."""
     _check_types(*operands)
     space = {"z": batch, "m": rows, "n": columns}
@@ -311,8 +311,8 @@ def _product(
     lowering.builder.add(group)
     parts = splits(lowering, group, operands[0].memory, node.outputs[0])
     if parts > 1:
-        return _Product(*in_parts(lowering, group, parts, name))
-    return _Product(group, z, m, n, lowering.pool.make("anchor", (), "fp32", id(group)))
+        return Product(*in_parts(lowering, group, parts, name))
+    return Product(group, z, m, n, lowering.pool.make("anchor", (), "fp32", id(group)))
 
 
 RULES: dict[str, Rule] = {"MatMul": matmul, "Gemm": gemm, "Conv": convolution}

@@ -106,6 +106,20 @@ def _normalized(lowering: Lowering, node: onnx_ir.Node, center: bool) -> None:
     lowering.define(output, made)
 
 
+def instance_norm(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """InstanceNormalization: every channel of every image by itself, with a scale and a shift for each channel."""
+    x, output = lowering.needed(node, 0), node.outputs[0]
+    rows = Rows(lowering, node, x, range(2, len(x.shape)), "rows_norm")
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    rows.group.constants = {"EPSILON": epsilon, "CENTER": True}
+    expr = lowering.pool.make("anchor", (), "fp32", id(rows.group))
+    for place, code in ((1, "({0} * {1})"), (2, "({0} + {1})")):
+        element = lowering.element(lowering.needed(node, place), (rows.coordinates[1],))
+        expr = lowering.pool.make(code, (expr, element), "fp32")
+    shape, dtype = lowering.shape(output), lowering.dtype(output)
+    lowering.define(output, Value(shape, dtype, group=rows.group, expr=expr, coordinates=rows.coordinates))
+
+
 def softmax(lowering: Lowering, node: onnx_ir.Node) -> None:
     """Softmax and LogSoftmax over one axis (over all axes from one on, before opset 13)."""
     x, output = lowering.needed(node, 0), node.outputs[0]
@@ -152,6 +166,7 @@ RULES: dict[str, Rule] = {
     "SimplifiedLayerNormalization": rms_norm,
     "optc::LayerNormalization": layer_norm,
     "optc::SimplifiedLayerNormalization": rms_norm,
+    "InstanceNormalization": instance_norm,
     "Softmax": softmax,
     "LogSoftmax": softmax,
     **dict.fromkeys(_REDUCTIONS, reduced),

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from optc.backends.triton import attention, movement, pooling, products, rows
+from optc.backends.triton import (
+    attention,
+    movement,
+    pooling,
+    products,
+    rearranging,
+    resizing,
+    rounding,
+    rows,
+    transposed,
+)
 from optc.backends.triton.lower import Rule
 
 RULES: Mapping[str, Rule] = {
@@ -13,4 +23,8 @@ RULES: Mapping[str, Rule] = {
     **rows.RULES,
     **attention.RULES,
     **pooling.RULES,
+    **rounding.RULES,
+    **rearranging.RULES,
+    **resizing.RULES,
+    **transposed.RULES,
 }
