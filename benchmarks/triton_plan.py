@@ -35,7 +35,7 @@ from optc.ir.model import load
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HEADER = [
-    "model", "launches", "goal", "kernels", "cold s", "of processors", "warm s", "of processors", "arena MiB", "of bound",
+    "model", "launches", "goal", "kernels", "cold s", "processors", "warm s", "processors", "arena MiB", "of bound",
     "same bytes", "spills",
 ]  # fmt: skip
 #: Most launches of a model.

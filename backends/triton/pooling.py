@@ -1,15 +1,18 @@
-"""Windows that slide: pooling, as pointwise work on as many loads as the window has elements."""
+"""Windows that slide: pooling. Short ones are pointwise work on as many loads as the window has elements."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import onnx_ir
 
 from optc.backends.triton.expressions import Expr
 from optc.backends.triton.groups import Coordinates, Value
+from optc.backends.triton.layout import variable
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
 from optc.backends.triton.products import padding
+from optc.backends.triton.resizing import images, pixel
 from optc.ir.dims import Dim
 from optc.ir.ops import int_attr, ints_attr
 
@@ -29,12 +32,14 @@ def pooled(lowering: Lowering, node: onnx_ir.Node) -> None:
     dilations = ints_attr(node, "dilations") or (1,) * spatial
     before = padding(node, x.shape[2:], shape[2:], window, strides, dilations)
     places = list(itertools.product(*map(range, window)))
-    if len(places) > _MOST:
-        raise Unsupported(f"a window of {len(places)} elements is not supported")
     largest = node.op_type == "MaxPool"
     counts_all = bool(int_attr(node, "count_include_pad", 0))
-    if counts_all and int_attr(node, "ceil_mode", 0):
-        raise Unsupported("count_include_pad together with ceil_mode is not supported")
+    partly = counts_all and int_attr(node, "ceil_mode", 0)
+    if (len(places) > _MOST or partly) and spatial <= 2 and x.register == "fp32":
+        _by_kernel(lowering, node, x, window, before)
+        return
+    if len(places) > _MOST or partly:
+        raise Unsupported(f"a window of {len(places)} elements with these options is not supported")
     pool, kind = lowering.pool, x.register
     lowest = pool.number(float("-inf"), kind) if kind.startswith("fp") else None
     if largest and lowest is None:
@@ -71,6 +76,29 @@ def pooled(lowering: Lowering, node: onnx_ir.Node) -> None:
         return pool.make("({0} / {1})", (total, divisor), kind)
 
     lowering.define(output, Value(shape, dtype, compute=compute, name=node.name or ""))
+
+
+def _by_kernel(lowering: Lowering, node: onnx_ir.Node, x: Value, window: Sequence[int], before: Sequence[int]) -> None:
+    """Pooling by the kernel that is made for it: for long windows, and for averages that its edges complicate."""
+    output, spatial = node.outputs[0], len(window)
+    shape = lowering.shape(output)
+    pads = ints_attr(node, "pads")
+    after = pads[spatial:] if pads else before
+    group = images(lowering, node, "pool", x, shape)
+    group.constants = {
+        "KIND": "max" if node.op_type == "MaxPool" else "average",
+        "COUNT_INCLUDE_PAD": bool(int_attr(node, "count_include_pad", 0)),
+    }
+    for name, values, default in (
+        ("K{}", window, 1),
+        ("STRIDE_{}", ints_attr(node, "strides"), 1),
+        ("DILATION_{}", ints_attr(node, "dilations"), 1),
+    ):
+        tall, wide = (default, default, *(values or (default,) * spatial))[-2:]
+        group.constants |= {name.format("H"): tall, name.format("W"): wide}
+    for names, amounts in ((("PAD_TOP", "PAD_LEFT"), before), (("PAD_BOTTOM", "PAD_RIGHT"), after)):
+        group.constants |= dict(zip(names, (0, 0, *amounts)[-2:], strict=True))
+    lowering.anchor(output, group, pixel(shape, *(variable(name, size) for name, size in group.space.items())))
 
 
 def _may_leave(size: Dim, results: Dim, stride: int, offset: int) -> bool:

@@ -40,7 +40,7 @@ def resized(lowering: Lowering, node: onnx_ir.Node) -> None:
     if mode not in _MODES or place not in _PLACES or asks or (policy and policy.as_string() != "stretch"):
         raise Unsupported(f"mode {mode} with {place} coordinates and these options is not supported")
     scales = _scales(lowering, node, len(shape), old)
-    group = _group(lowering, x, shape, scales)
+    group = images(lowering, node, "resize", x, shape)
     group.constants = {
         "MODE": mode,
         "COORDINATES": place,
@@ -49,9 +49,7 @@ def resized(lowering: Lowering, node: onnx_ir.Node) -> None:
         "SCALE_W": scales[-1],
         "CUBIC": node.attributes["cubic_coeff_a"].as_float() if "cubic_coeff_a" in node.attributes else -0.75,
     }
-    group.nodes = [node.name or output.name or ""]
-    lowering.builder.add(group)
-    lowering.anchor(output, group, _image(shape, *(variable(name, size) for name, size in group.space.items())))
+    lowering.anchor(output, group, pixel(shape, *(variable(name, size) for name, size in group.space.items())))
 
 
 def _scales(lowering: Lowering, node: onnx_ir.Node, rank: int, old: bool) -> Sequence[float]:
@@ -72,16 +70,25 @@ def _scales(lowering: Lowering, node: onnx_ir.Node, rank: int, old: bool) -> Seq
     return [named.get(axis, 1.0) for axis in range(rank)]
 
 
-def _group(lowering: Lowering, x: Value, shape: Sequence[Dim], scales: Sequence[float]) -> Group:
-    """A group without constants: what it visits, and what it reads there."""
+def images(lowering: Lowering, node: onnx_ir.Node, kernel: str, x: Value, shape: Sequence[Dim]) -> Group:
+    """A new group without constants that makes images of images, or rows of pixels of such.
+
+    Args:
+        lowering: The lowering.
+        node: The node.
+        kernel: The kernel.
+        x: (N, C, H, W) or (N, C, W).
+        shape: That of the result.
+    """
     size, result = _size(x.shape), _size(shape)
     space = {"n": shape[0], "c": shape[1], "oh": result[0], "ow": result[1]}
     reduced = {"h": size[0], "w": size[1]}
     n, c, h, w = (variable(name, {**space, **reduced}[name]) for name in ("n", "c", "h", "w"))
     lowering.stored(x)  # every pixel is read more than once
     sizes = dict(zip(("BATCH", "CHANNELS", "H", "W", "OUT_H", "OUT_W"), (*shape[:2], *size, *result), strict=True))
-    read = lowering.element(x, _image(x.shape, n, c, h, w))
-    return Group("resize", space, sizes, results={"LOAD": read}, reduced=reduced)
+    read = lowering.element(x, pixel(x.shape, n, c, h, w))
+    name = node.name or node.outputs[0].name or ""
+    return lowering.builder.add(Group(kernel, space, sizes, results={"LOAD": read}, reduced=reduced, nodes=[name]))
 
 
 def _size(shape: Sequence[Dim]) -> tuple[Dim, Dim]:
@@ -89,7 +96,8 @@ def _size(shape: Sequence[Dim]) -> tuple[Dim, Dim]:
     return (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2])
 
 
-def _image(shape: Sequence[Dim], n: Index, c: Index, h: Index, w: Index) -> Coordinates:
+def pixel(shape: Sequence[Dim], n: Index, c: Index, h: Index, w: Index) -> Coordinates:
+    """The coordinates of a pixel in a tensor of a shape."""
     return (n, c, h, w) if len(shape) == 4 else (n, c, w)
 
 

@@ -10,7 +10,7 @@ from optc.backends.triton.groups import Group, Value
 from optc.backends.triton.layout import Index, variable
 from optc.backends.triton.lower import Lowering, Rule, Unsupported
 from optc.ir.dims import product
-from optc.ir.ops import axes_of, axis_of, int_attr
+from optc.ir.ops import axes_of, axis_of, int_attr, operand
 
 #: Rows up to this many elements are held in registers.
 MAX_ROW = 16384
@@ -33,6 +33,12 @@ _REDUCTIONS = {
 _INEXACT = frozenset({"mean", "l2", "logsumexp"})
 
 
+#: Kernels that take rows of any length.
+_ANY_LENGTH = frozenset({"rows_reduce", "rows_arg", "rows_scan"})
+#: What they add up or compare.
+_NUMBERS = ("fp32", "i32", "i64")
+
+
 class Rows:
     """A group that visits a tensor row by row.
 
@@ -42,7 +48,7 @@ class Rows:
         x: The tensor.
         axes: The axes that make up a row.
         kernel: The kernel for rows that fit into registers; that for longer ones is called ``kernel_loop``.
-        hook: The kernel's hook that reads; it reads once, so that it may write as well, but in loops.
+        hook: The kernel's hook that reads; it reads once, so that it may write as well, but in loops and scans.
     """
 
     def __init__(
@@ -50,12 +56,12 @@ class Rows:
     ) -> None:
         others = [axis for axis in range(len(x.shape)) if axis not in axes]
         rows, columns = product(x.shape[axis] for axis in others), product(x.shape[axis] for axis in axes)
-        fits = kernel == "rows_reduce" or (isinstance(columns, int) and columns <= MAX_ROW)
+        fits = kernel in _ANY_LENGTH or (isinstance(columns, int) and columns <= MAX_ROW)
         group = Group(
             kernel if fits else f"{kernel}_loop",
             {"row": rows, "j": columns},
             {"ROWS": rows, "COLUMNS": columns},
-            early_hook=hook if fits else None,
+            early_hook=hook if fits and kernel != "rows_scan" else None,
             nodes=[node.name or node.outputs[0].name or ""],
         )
         row = variable("row", rows).split([x.shape[axis] for axis in others])
@@ -71,7 +77,7 @@ class Rows:
             read = x.expr
         else:
             read = lowering.element(x, self.coordinates)
-        self.kind = read.kind if kernel == "rows_reduce" and not read.kind.startswith("fp") else "fp32"
+        self.kind = read.kind if kernel in _ANY_LENGTH and not read.kind.startswith("fp") else "fp32"
         group.results[hook] = lowering.pool.cast(read, self.kind)
 
 
@@ -143,7 +149,7 @@ def reduced(lowering: Lowering, node: onnx_ir.Node) -> None:
         axes, keep = axes_of(node, lowering.facts), bool(int_attr(node, "keepdims", 1))
     if axes is None:
         raise Unsupported("its axes are computed")
-    if x.register not in ("fp32", "i32", "i64") or (x.register != "fp32" and _REDUCTIONS[node.op_type] in _INEXACT):
+    if x.register not in _NUMBERS or (x.register != "fp32" and _REDUCTIONS[node.op_type] in _INEXACT):
         raise Unsupported(f"reductions of {x.dtype.name.lower()} are not supported")
     if not axes:
         lowering.define(output, x)
@@ -160,6 +166,35 @@ def reduced(lowering: Lowering, node: onnx_ir.Node) -> None:
     lowering.anchor(output, rows.group, coordinates, rows.kind)
 
 
+def largest(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """ArgMax and ArgMin: where on an axis the first, or last, of the largest or smallest elements is."""
+    x, output = lowering.needed(node, 0), node.outputs[0]
+    axis = axis_of(node, lowering.facts, 0)
+    if axis is None or x.register not in _NUMBERS:
+        raise Unsupported(f"places of {x.dtype.name.lower()} are not supported")
+    rows = Rows(lowering, node, x, (axis,), "rows_arg")
+    rows.group.constants = {"KIND": node.op_type.lower(), "SELECT_LAST": bool(int_attr(node, "select_last_index", 0))}
+    kept = list(rows.kept)
+    if int_attr(node, "keepdims", 1):
+        kept.insert(axis, Index())
+    rows.group.space = {"row": rows.group.space["row"]}
+    rows.group.reduced = {"j": rows.group.sizes["COLUMNS"]}
+    lowering.anchor(output, rows.group, tuple(kept), "i32")
+
+
+def running_sum(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """CumSum along one axis."""
+    x, output = lowering.needed(node, 0), node.outputs[0]
+    axis = lowering.facts.scalar(operand(node, 1))
+    if axis is None or x.register not in _NUMBERS:
+        raise Unsupported(
+            "its axis is computed" if axis is None else f"sums of {x.dtype.name.lower()} are not supported"
+        )
+    rows = Rows(lowering, node, x, (int(axis) % len(x.shape),), "rows_scan")
+    rows.group.constants = {name.upper(): bool(int_attr(node, name, 0)) for name in ("exclusive", "reverse")}
+    lowering.anchor(output, rows.group, rows.coordinates, rows.kind)
+
+
 RULES: dict[str, Rule] = {
     "LayerNormalization": layer_norm,
     "RMSNormalization": rms_norm,
@@ -170,4 +205,7 @@ RULES: dict[str, Rule] = {
     "Softmax": softmax,
     "LogSoftmax": softmax,
     **dict.fromkeys(_REDUCTIONS, reduced),
+    "ArgMax": largest,
+    "ArgMin": largest,
+    "CumSum": running_sum,
 }

@@ -41,6 +41,27 @@ CASES = {
     "resize of a row": ("float[B,2,T] x", "float[B,2,TO] y", """
         scales = Constant <value = float[3] {1, 1, 2}> ()
         y = Resize <mode = "linear"> (x, , scales)"""),
+    "long windows": ("float[B,3,17,H] x, float[B,2,70] z", "float[B,3,6,4] y, float[B,2,3] u", """
+        y = MaxPool <kernel_shape = [13, 5], pads = [2, 1, 0, 2], strides = [1, 1]> (x)
+        n = Neg (z)
+        u = AveragePool <kernel_shape = [66], strides = [2]> (n)"""),
+    "averages over edges": ("float[B,3,7,8] x", "float[B,3,4,4] y", """
+        y = AveragePool <kernel_shape = [3, 3], pads = [1, 0, 1, 1], strides = [2, 2], ceil_mode = 1,
+            count_include_pad = 1> (x)"""),
+    "places of the largest": ("float[B,T,300] x, int64[B,T] i", "int64[B,T,1] y, int64[B,300] z, int64[B] s", """
+        e = Exp (x)
+        y = ArgMax <axis = -1> (e)
+        z = ArgMin <axis = 1, keepdims = 0> (e)
+        s = ArgMax <axis = 1, keepdims = 0, select_last_index = 1> (i)"""),
+    "running sums": ("int64[B,T] i, float[B,130,H] x", "int64[B,T] y, float[B,130,H] z, int64[B,T] u", """
+        one = Constant <value = int64 {1}> ()
+        c = CumSum (i, one)
+        n = Mul (c, i)
+        y = Sub (n, one)
+        e = Neg (x)
+        z = CumSum <exclusive = 1> (e, one)
+        last = Constant <value = int64 {-1}> ()
+        u = CumSum <exclusive = 1, reverse = 1> (i, last)"""),
     "instance norm": ("float[B,3,H,W] x, float[3] w_1, float[3] w_2", "float[B,3,H,W] y", """
         r = Neg (x)
         n = InstanceNormalization (r, w_1, w_2)
