@@ -25,8 +25,9 @@ _TOGETHER = 4
 _COUNTS = (2, 3, 4, 6, 8, 12, 16)
 #: Tiles of this side feed tensor cores well; where they fill half of the device, sums stay whole.
 _SIDE = 64
-#: Parts are only taken if they are estimated to need less of the time than this.
-_GAIN = 0.8
+#: Parts are only taken if they are estimated to need less of the time than this: where parts are added up by a kernel
+#: that runs anyway, and where that takes one more. Estimates are not better than that.
+_FREE, _ONE_MORE = 0.8, 0.65
 
 
 def product_splits(kernel: str, sizes: Mapping[str, int], item: int, targets: Iterable[Target], free: bool) -> int:
@@ -48,7 +49,7 @@ def _splits(kernel: str, sizes: Mapping[str, int], item: int, target: Target, fr
     tiles = math.ceil(sizes["M"] / _SIDE) * math.ceil(sizes["N"] / _SIDE) * sizes["BATCH"]
     if tiles * (1 if free else 2) > (target.sm_count or 1):
         return 1
-    most = _GAIN * _cycles(kernel, sizes, item, target, 1)
+    most = (_FREE if free else _ONE_MORE) * _cycles(kernel, sizes, item, target, 1)
     best, count = most, 1
     for splits in _COUNTS:
         parts = splits * sizes["M"] * sizes["N"] * sizes["BATCH"] * 4

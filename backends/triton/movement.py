@@ -293,27 +293,33 @@ def gathered_elements(lowering: Lowering, node: onnx_ir.Node) -> None:
     lowering.define(output, Value(shape, dtype, compute=compute, name=node.name or ""))
 
 
-def padded(lowering: Lowering, node: onnx_ir.Node) -> None:
-    """Pad with a constant: reads are guarded."""
-    mode = node.attributes.get("mode")
-    if mode is not None and mode.as_string() != "constant":
-        raise Unsupported(f"mode {mode.as_string()} is not supported")
-    x, output = lowering.readable(lowering.needed(node, 0)), node.outputs[0]
-    shape, dtype = lowering.shape(output), lowering.dtype(output)
+def pads(lowering: Lowering, node: onnx_ir.Node, rank: int) -> dict[int, Dim]:
+    """How many elements a Pad puts in front of each axis; those that it leaves alone are not in it.
+
+    Raises:
+        Unsupported: That is computed.
+    """
     amounts: tuple[Dim, ...] | None
-    fill: Expr | None = None
     if "pads" in node.attributes:
         amounts = tuple(node.attributes["pads"].as_ints())
-        if "value" in node.attributes:
-            fill = lowering.pool.number(node.attributes["value"].as_float(), REGISTER[dtype])
     else:
         amounts = lowering.facts.elements(operand(node, 1))
-        given = lowering.operand(node, 2)
-        fill = None if given is None else lowering.element(given, tuple(Index() for _ in given.shape))
-    axes = lowering.facts.ints(operand(node, 3)) if operand(node, 3) is not None else tuple(range(len(shape)))
+    axes = lowering.facts.ints(operand(node, 3)) if operand(node, 3) is not None else tuple(range(rank))
     if amounts is None or axes is None:
         raise Unsupported("how much it pads is computed")
-    before = dict(zip((axis % len(shape) for axis in axes), amounts, strict=False))
+    return dict(zip((axis % rank for axis in axes), amounts, strict=False))
+
+
+def padded(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """Pad with a constant: reads are guarded."""
+    x, output = lowering.readable(lowering.needed(node, 0)), node.outputs[0]
+    shape, dtype = lowering.shape(output), lowering.dtype(output)
+    before, fill = pads(lowering, node, len(shape)), None
+    if "value" in node.attributes:
+        fill = lowering.pool.number(node.attributes["value"].as_float(), REGISTER[dtype])
+    elif "pads" not in node.attributes:
+        given = lowering.operand(node, 2)
+        fill = None if given is None else lowering.element(given, tuple(Index() for _ in given.shape))
     if fill is None:
         fill = lowering.pool.number(0.0 if REGISTER[dtype].startswith("fp") else 0, REGISTER[dtype])
     default = fill
@@ -402,7 +408,6 @@ RULES: dict[str, Rule] = {
     "Concat": concatenated,
     "Gather": gathered,
     "GatherElements": gathered_elements,
-    "Pad": padded,
     "Range": ranged,
     "ConstantOfShape": filled,
     "Cast": cast,

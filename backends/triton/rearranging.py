@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir
 
+from optc.backends.triton import movement
 from optc.backends.triton.expressions import REGISTER, Address, Expr
 from optc.backends.triton.groups import Coordinates, Value
 from optc.backends.triton.layout import Index, View, flat
@@ -117,7 +118,42 @@ def gathered_at(lowering: Lowering, node: onnx_ir.Node) -> None:
     lowering.define(output, Value(shape, dtype, compute=compute, name=node.name or ""))
 
 
+#: Where a place outside of an axis of {1} elements lies inside.
+_INSIDE = {
+    "edge": "tl.minimum(tl.maximum({0}, 0), {1} - 1)",
+    "reflect": "({1} - 1 - tl.abs({1} - 1 - tl.abs({0})))",
+    "wrap": "(({0} % {1} + {1}) % {1})",
+}
+
+
+def padded(lowering: Lowering, node: onnx_ir.Node) -> None:
+    """Pad with a constant, or with what lies inside."""
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    if mode == "constant":
+        movement.padded(lowering, node)
+        return
+    x, output = lowering.needed(node, 0), node.outputs[0]
+    shape, dtype, table = lowering.shape(output), lowering.dtype(output), lowering.stored(x)
+    before = movement.pads(lowering, node, len(shape))
+    axes = [axis for axis in sorted(before) if not equal(x.shape[axis], shape[axis])]
+    if mode not in _INSIDE or any(len(table.dims[axis]) > 1 for axis in axes):
+        raise Unsupported(f"mode {mode} of this operand is not supported")
+    strides = tuple(table.dims[axis][0].stride if table.dims[axis] else 0 for axis in axes)
+
+    def compute(coordinates: Coordinates, guard: Expr | None) -> Expr:
+        operands = []
+        for axis in axes:
+            place = lowering.pool.index(coordinates[axis] + before[axis] * -1)
+            operands.append(lowering.pool.make(_INSIDE[mode], (place, lowering.size(x.shape[axis], "i32")), "i32"))
+        own = tuple(Index() if axis in axes else index for axis, index in enumerate(coordinates))
+        address = Address(table.buffer, x.memory, table.address(own), strides, guard is not None)
+        return lowering.pool.make("load", (*operands, *(() if guard is None else (guard,))), REGISTER[dtype], address)
+
+    lowering.define(output, Value(shape, dtype, compute=compute, name=node.name or ""))
+
+
 RULES: dict[str, Rule] = {
+    "Pad": padded,
     "Tile": tiled,
     "DepthToSpace": spaced,
     "SpaceToDepth": spaced,

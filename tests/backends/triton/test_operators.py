@@ -88,6 +88,15 @@ CASES = {
         y = GatherND <batch_dims = 1> (x, i)
         m = Neg (j)
         z = GatherND (x, m)"""),
+    "padding with what is inside": ("float[B,3,H,4] x", "float[B,3,HO,7] y, float[B,3,HR,5] z, float[B,4,H,3] u", """
+        e = Neg (x)
+        a = Constant <value = int64[4] {2, 1, 3, 2}> ()
+        axes = Constant <value = int64[2] {2, 3}> ()
+        y = Pad <mode = "reflect"> (e, a, , axes)
+        b = Constant <value = int64[8] {0, 0, 0, 2, 0, 0, 3, -1}> ()
+        z = Pad <mode = "edge"> (x, b)
+        c = Constant <value = int64[8] {0, 1, 0, 0, 0, 0, 0, -1}> ()
+        u = Pad (x, c)"""),
     "vectors": ("float[T] x, float[T,H] z, float[H] v", "float[H] y, float[T] u, float s", """
         y = MatMul (x, z)
         u = MatMul (z, v)
