@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir
 
 from optc.backends.triton import pointwise
+from optc.backends.triton.alike import joined
 from optc.backends.triton.expressions import MEMORY, Expr, walk
 from optc.backends.triton.groups import Builder, Coordinates, Group, Value, same_shape, substituted
 from optc.backends.triton.hooks import Store
@@ -130,7 +131,7 @@ class Lowering:
             )
             error.nodes = {name: why for name, why in failed.items() if name}
             raise error
-        self._drop_unused()
+        self._tidy()
 
     # values -------------------------------------------------------------------------------------------------------
 
@@ -499,8 +500,8 @@ class Lowering:
             and equal(elements, product(value.shape))
         )
 
-    def _drop_unused(self) -> None:
-        """Groups whose results nobody reads, because all who might have joined them."""
+    def _tidy(self) -> None:
+        """Drop groups whose results nobody reads, because all who might have joined them; join those that are alike."""
         needed = set(self.outputs.values())
         kept = []
         for group in reversed(self.builder.groups):
@@ -509,7 +510,7 @@ class Lowering:
             if group.stores or group.early:
                 needed |= group.reads()
                 kept.append(group)
-        self.builder.groups = kept[::-1]
+        self.builder.groups = joined(kept[::-1])
 
     def _readers(self, value: onnx_ir.Value) -> int:
         return len(value.uses()) + value.is_graph_output()
