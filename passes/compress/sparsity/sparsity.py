@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir
 
 from optc.ir.errors import UsageError
+from optc.ir.facts import Facts
 from optc.ir.sparsity import Pattern
 from optc.passes.base import Decision, LedgerRow, Numerics, Pass, PassContext
 from optc.passes.calibration.store import Statistics
@@ -28,6 +29,26 @@ from optc.passes.compress.techniques import Option, Study
 _MULTIPLE = 32
 #: Bits that say where a number of a group lies.
 _INDEX_BITS = 2
+
+
+def why_dense(layer: Layer, facts: Facts, pattern: Pattern, channels: int) -> str | None:
+    """Why a layer stays dense, by its shape and weights; None if it need not.
+
+    Args:
+        layer: The layer.
+        facts: What is known of its graph.
+        pattern: What is wanted.
+        channels: The fewest channels for which it pays; 0 for any.
+    """
+    inputs, outputs = Columns.of(layer, facts).channels, layer.columns // layer.groups
+    if inputs < pattern.group:
+        return f"it sums over {inputs} channels, less than a group of {pattern.group}"
+    if min(inputs, outputs) < channels:
+        return f"sparse kernels pay from {channels} channels on, it has {inputs} and makes {outputs}"
+    if channels and inputs % _MULTIPLE:
+        return f"sparse kernels sum over multiples of {_MULTIPLE} channels, it has {inputs}"
+    weight = facts.const(layer.weight)
+    return None if weight is not None and np.isfinite(weight).all() else "not all of its weights are finite"
 
 
 @dataclass(frozen=True)
@@ -84,7 +105,9 @@ class Sparsity(Pass):
         if reason is not None:
             ctx.decide(Decision(self.name, [], False, reason))
             return
-        fitting = [layer for layer in named if not self._skip(ctx, layer, self._why_not(ctx, layer))]
+        fitting = [
+            layer for layer in named if not self._skip(ctx, layer, why_dense(layer, ctx.facts, pattern, self.channels))
+        ]
         if not fitting:
             ctx.decide(Decision(self.name, [], False, f"the model has no layer for which {pattern} weights would pay"))
             return
@@ -114,18 +137,6 @@ class Sparsity(Pass):
             "that other numbers take, and cost error; force=true writes them all the same, for a runtime elsewhere"
         )
 
-    def _why_not(self, ctx: PassContext, layer: Layer) -> str | None:
-        """Why a layer stays dense, by its shape; None if it need not."""
-        inputs, outputs = Columns.of(layer, ctx.facts).channels, layer.columns // layer.groups
-        if inputs < self._pattern.group:
-            return f"it sums over {inputs} channels, less than a group of {self._pattern.group}"
-        if min(inputs, outputs) < self.channels:
-            return f"sparse kernels pay from {self.channels} channels on, it has {inputs} and makes {outputs}"
-        if self.channels and inputs % _MULTIPLE:
-            return f"sparse kernels sum over multiples of {_MULTIPLE} channels, it has {inputs}"
-        weight = ctx.facts.const(layer.weight)
-        return None if weight is not None and np.isfinite(weight).all() else "not all of its weights are finite"
-
     def _skip(self, ctx: PassContext, layer: Layer, reason: str | None, error: float | None = None) -> bool:
         """Take note of why a layer stays as it is, if there is a reason."""
         if reason is not None:
@@ -141,8 +152,6 @@ class Sparsity(Pass):
         service = ctx.services.get("statistics")
         if service is None or not service.real:
             ctx.remark("skipped", self.name, "without calibration data (--calib) the smallest weights go, unrepaired")
-            return None
-        if self.method == "magnitude" and not self.repair:
             return None
         requests = [request for layer in layers if (request := gram_request(layer, ctx.facts)) is not None]
         found: Statistics = service.collect(ctx.model, list(dict.fromkeys(requests)))
@@ -179,7 +188,7 @@ class Sparsity(Pass):
 
     def _scores(self, ctx: PassContext, layer: Layer, statistics: Statistics | None) -> np.ndarray:
         """What every weight adds to a layer's output, taken alone, as a share of all: (outputs * taps, channels)."""
-        gram = known(layer, ctx.facts, statistics).gram
+        gram = known(layer, ctx.facts, statistics).gram if METHODS[self.method].needs_inputs else None
         energy = np.square(layer.by_output(ctx.facts).astype(np.float32))
         if gram is not None:
             energy = energy * np.diagonal(gram[0]).astype(np.float32)

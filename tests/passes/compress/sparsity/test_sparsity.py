@@ -215,3 +215,31 @@ def test_options_are_checked():
             Sparsity(**bad)
     with pytest.raises(UsageError, match="no layer 'nothing'"):
         run(model(), Sparsity(layers=("nothing",)))
+
+
+@pytest.mark.parametrize(
+    "product, shape",
+    [
+        ("MatMul (x, w)", (32, 12)),
+        ("Gemm (x, w, b)", (32, 12)),
+        ("Gemm <transB = 1> (x, w, b)", (12, 32)),
+        ("com.microsoft.FusedMatMul (x, w)", (32, 12)),
+        ("com.microsoft.FusedMatMul <transB = 1> (x, w)", (12, 32)),
+    ],
+)
+def test_every_form_of_a_product(product, shape):
+    weights = {
+        "w": RANDOM.standard_normal(shape).astype(np.float32),
+        "b": RANDOM.standard_normal(12).astype(np.float32),
+    }
+    text = f"g (float[N, 32] x) => (float[N, 12] y) {{ y = {product} }}"
+    given = parse(
+        text, {name: array for name, array in weights.items() if f"{name})" in product or f"{name}," in product}
+    )
+    original = given.clone()
+    ctx = run(given, Sparsity(channels=0))
+    stored = given.graph[0].inputs[1].const_value.numpy()
+    assert TWO_OF_FOUR.holds(stored, axis=1 if "transB" in product else 0) and stored.shape == shape
+    assert (stored != 0).sum() == stored.size // 2
+    # The bias is in the output, and not in the error of what the weight makes.
+    assert 0 < error(given, original) < 1.2 * ctx.ledger[0].error
