@@ -77,6 +77,44 @@ def _carries(dtype: onnx_ir.DataType | None) -> bool:
     return dtype.is_integer() and dtype.bitwidth <= 8 and dtype != onnx_ir.DataType.BOOL
 
 
+def of_constants(graph: onnx_ir.Graph, facts: Facts) -> set[onnx_ir.Node]:
+    """The nodes that make something of constants alone: weights of their codes, say."""
+    found: set[onnx_ir.Node] = set()
+    for node in graph:
+        if all(facts.is_const(value) or value.producer() in found for value in reads(node) if value is not None):
+            found.add(node)
+    return found
+
+
+def products(graph: onnx_ir.Graph, facts: Facts) -> set[onnx_ir.Node]:
+    """The products with a weight."""
+    early = of_constants(graph, facts)
+    return {
+        node
+        for node in graph
+        if node.op_type in _PRODUCTS
+        and any(facts.is_const(value) or value.producer() in early for value in node.inputs if value is not None)
+    }
+
+
+def in_order(graph: onnx_ir.Graph, facts: Facts) -> list[onnx_ir.Node]:
+    """The nodes of a graph, those that make something of constants alone where it is read."""
+    early = of_constants(graph, facts)
+    found: dict[onnx_ir.Node, None] = {}
+
+    def place(node: onnx_ir.Node) -> None:
+        for value in reads(node):
+            producer = None if value is None else value.producer()
+            if producer in early and producer not in found:
+                place(producer)
+        found[node] = None
+
+    for node in graph:
+        if node not in early:
+            place(node)
+    return list(found)
+
+
 def cuts(nodes: Sequence[onnx_ir.Node], moving: Collection[onnx_ir.Value], facts: Facts) -> list[Cut]:
     """The places where at most :data:`WIDEST_CUT` moving values pass, all of them floats."""
     last: dict[onnx_ir.Value, int] = {}
@@ -101,7 +139,7 @@ def _is_float(dtype: onnx_ir.DataType | None) -> bool:
 def divide(
     nodes: Sequence[onnx_ir.Node],
     places: Sequence[Cut],
-    parameters: Sequence[Parameter],
+    weighted: Collection[onnx_ir.Node],
     matched: Collection[onnx_ir.Value],
 ) -> list[Block]:
     """The blocks between cuts.
@@ -109,24 +147,26 @@ def divide(
     Args:
         nodes: The graph's nodes in order.
         places: Where it may be cut.
-        parameters: What may be learned; a block has some product to learn, and what has none joins the next.
+        weighted: Products with a weight; a block has one, and what has none joins the next.
         matched: Values that have their counterpart in the original; a cut needs all of its values in it.
     """
-    learning = {node for parameter in parameters for node in parameter.readers}
-    weight: list[int] = [int(node in learning and node.op_type in _PRODUCTS) for node in nodes]
+    weight = [node in weighted for node in nodes]
     usable = [cut for cut in places if all(value in matched for value in cut.values)]
     narrow = [cut for cut in usable if len(cut.values) == 1]
     chosen: list[Cut] = []
     start, used = 0, set[onnx_ir.Value]()
-    for cut in [*narrow, None]:
+    for cut, following in zip([*narrow, None], [*narrow[1:], None, None], strict=False):
         end = len(nodes) if cut is None else cut.place
+        # The last of several cuts between two products, so that a block has its activation and its sum in it.
+        if cut is not None and not any(weight[end : len(nodes) if following is None else following.place]):
+            continue
         if sum(weight[start:end]) > _LARGE:
             inside = [one for one in usable if start < one.place < end]
             for one in inside:
                 if min(sum(weight[start : one.place]), sum(weight[one.place : end])) >= _SMALLEST_HALF:
                     chosen.append(one)
                     start = one.place
-        if cut is not None and any(weight[start:end]) and any(weight[end:]):
+        if cut is not None and any(weight[start:end]):
             chosen.append(cut)
             start = end
     blocks, start = [], 0

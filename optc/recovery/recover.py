@@ -28,7 +28,7 @@ from optc.ir.verify import Interface
 from optc.numeric import coarsest_float, quantizes
 from optc.progress import Progress, Silent
 from optc.recovery.batches import Arrays, Shelf, capture, relative_errors, split
-from optc.recovery.blocks import Block, cuts, divide, moved, program
+from optc.recovery.blocks import Block, cuts, divide, in_order, moved, products, program
 from optc.recovery.match import match
 from optc.recovery.places import Parameter, parameters_of, read, written
 from optc.recovery.torch_library import engine
@@ -208,7 +208,7 @@ class _Work:
 
     def run(self) -> Recovery:
         start = time.monotonic()
-        nodes = tuple(self.model.graph)
+        nodes = tuple(in_order(self.model.graph, self.facts))
         outputs = [value for value in self.model.graph.outputs if isinstance(value.type, onnx_ir.TensorType | None)]
         names = {value.name or "": value.name or "" for value in outputs}
         expected = capture(self.original, names, self.held, self.opener)
@@ -250,7 +250,7 @@ class _Work:
         pairs = match(self.model, wanted, self.original, self.held[0], self.opener) if wanted else {}
         ends = {value for value in self.model.graph.outputs if _is_float(self.facts, value)}
         matched = {value for cut in places for value in cut.values if value.name in pairs} | ends
-        return divide(nodes, places, self.parameters, matched), pairs
+        return divide(nodes, places, products(self.model.graph, self.facts), matched), pairs
 
     # -- learning ---------------------------------------------------------------------------------------------------
 

@@ -16,13 +16,16 @@ from optc.ir.errors import UsageError
 from optc.ir.facts import Facts
 from optc.recovery.batches import Arrays, Shelf
 from optc.recovery.engine.program import NodeFailed, Program, tensor_of, why_not
-from optc.recovery.engine.table import rounded
 from optc.recovery.places import Numbers, Parameter
 
 #: How often the state is judged on what was held out; the best one is kept.
 _LOOKS = 10
 #: A constant that is zero throughout (a bias, mostly) learns in units of this.
 _ZERO_UNIT = 0.05
+#: Codes are fixed at integers between these shares of all steps, at so many times.
+_FIX_FROM, _FIX_TO, _FIXES = 0.3, 0.9, 50
+#: Codes learn in units of at least so many.
+_CODES_UNIT = 1.0
 #: Steps over which the rate rises, as a share of all.
 _WARM = 0.05
 
@@ -58,30 +61,54 @@ def device_of(name: str) -> torch.device:
 
 
 class _Constant:
-    """One constant while it is learned: where it started, plus a step in units of its own size."""
+    """One constant while it is learned: where it started, plus a step in units of its own size.
+
+    Codes are floats at first. Then more and more of them are fixed at the nearest integer, those that are near to one
+    first, while the others make up for it (incremental quantization, Zhou et al., 2017): codes that are rounded
+    straight-through from the start would swing between two integers up to the end.
+    """
 
     def __init__(self, numbers: Numbers, device: torch.device) -> None:
         self._numbers = numbers
         self._start = torch.from_numpy(np.array(numbers.start, np.float32)).to(device)
         self._free = None if numbers.free is None else torch.from_numpy(numbers.free.astype(np.float32)).to(device)
         self._unit = _unit(numbers)
+        self._fixed: Tensor | None = None
+        self._codes = self._start
         self.step = torch.zeros_like(self._start, requires_grad=True)
 
     def now(self) -> Tensor:
-        """The constant as its nodes read it: codes are rounded."""
+        """The constant as it learns."""
         moved = self.step if self._free is None else self.step * self._free
         numbers = self._start + self._unit * moved
         if self._numbers.low is None:
             return numbers
         assert self._numbers.high is not None
-        return rounded(torch.clamp(numbers, self._numbers.low, self._numbers.high))
+        numbers = torch.clamp(numbers, self._numbers.low, self._numbers.high)
+        return numbers if self._fixed is None else torch.where(self._fixed, self._codes, numbers)
+
+    def stored(self) -> Tensor:
+        """The constant as it is stored."""
+        return self.now() if self._numbers.low is None else self.now().round()
+
+    def fix(self, share: float) -> None:
+        """Fix a share of the codes, those that are fixed already included."""
+        if self._numbers.low is None:
+            return
+        with torch.no_grad():
+            numbers = self.now()
+            far = (numbers - numbers.round()).abs().reshape(-1)
+            chosen = torch.argsort(far, stable=True)[: round(share * far.numel())]
+            fixed = torch.zeros_like(far, dtype=torch.bool)
+            fixed[chosen] = True
+            self._fixed, self._codes = fixed.reshape(numbers.shape), numbers.round()
 
 
 def _unit(numbers: Numbers) -> float:
     start = numbers.start.astype(np.float64)
     if numbers.low is not None:
-        # In codes, whose zero point says nothing of their size.
-        return max(float(start.std()), 0.5)
+        # In codes: their zero point says nothing of their size, and few of them have to be able to reach each other.
+        return max(float(start.std()), _CODES_UNIT)
     return float(np.sqrt(np.square(start).mean())) or _ZERO_UNIT
 
 
@@ -117,7 +144,7 @@ def outputs(piece: Piece, feeds: Arrays, device: torch.device) -> list[np.ndarra
     """
     work = _Work(piece, device)
     with torch.no_grad():
-        return [tensor.cpu().numpy() for tensor in work.run(feeds)]
+        return [tensor.cpu().numpy() for tensor in work.run(feeds, stored=True)]
 
 
 def learn(
@@ -149,11 +176,13 @@ def learn(
         adam = torch.optim.Adam(steps_of, lr=rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _share(step, steps))
         before = best = work.error(held, sizes)
-        kept = [step.detach().clone() for step in steps_of]
+        kept = work.numbers()
         order = _order(len(train[0]), seed)
-        every = max(steps // _LOOKS, 1)
+        every, fixing = max(steps // _LOOKS, 1), max(steps // _FIXES, 1)
         done = 0
         for done in range(1, steps + 1):
+            if done % fixing == 0:
+                work.fix(min(max((done / steps - _FIX_FROM) / (_FIX_TO - _FIX_FROM), 0.0), 1.0))
             index = next(order)
             adam.zero_grad()
             loss = work.loss(train[0][index], train[1][index], sizes)
@@ -166,12 +195,8 @@ def learn(
             if done % every == 0 or done == steps:
                 error = work.error(held, sizes)
                 if error < best:
-                    best, kept = error, [step.detach().clone() for step in steps_of]
-        with torch.no_grad():
-            for step, state in zip(steps_of, kept, strict=True):
-                step.copy_(state)
-            numbers = {name: constant.now().cpu().numpy() for name, constant in work.constants.items()}
-    return Learned(numbers, before, best, done)
+                    best, kept = error, work.numbers()
+    return Learned(kept, before, best, done)
 
 
 class _Work:
@@ -183,23 +208,35 @@ class _Work:
         self.names = [value.name or "" for value in piece.targets]
         self.constants = {parameter.name: _Constant(numbers, device) for parameter, numbers in piece.parameters}
 
-    def run(self, feeds: Arrays) -> list[Tensor]:
-        learned = {parameter.value: self.constants[parameter.name].now() for parameter, _ in self._piece.parameters}
+    def numbers(self) -> dict[str, np.ndarray]:
+        """The constants as they would be stored."""
+        with torch.no_grad():
+            return {name: constant.stored().cpu().numpy().copy() for name, constant in self.constants.items()}
+
+    def fix(self, share: float) -> None:
+        """Fix a share of all codes at integers."""
+        for constant in self.constants.values():
+            constant.fix(share)
+
+    def run(self, feeds: Arrays, stored: bool = False) -> list[Tensor]:
+        """The targets, with the constants as they learn, or as they would be stored."""
+        state = _Constant.stored if stored else _Constant.now
+        learned = {parameter.value: state(self.constants[parameter.name]) for parameter, _ in self._piece.parameters}
         tensors = {name: tensor_of(feeds[name], self._device) for name in self._program.reads}
         return self._program.run(tensors, learned, self._piece.targets)
 
-    def loss(self, feeds: Arrays, targets: Arrays, sizes: Mapping[str, float]) -> Tensor:
+    def loss(self, feeds: Arrays, targets: Arrays, sizes: Mapping[str, float], stored: bool = False) -> Tensor:
         """Mean squared errors as shares of the values' mean squares, summed over the targets."""
         parts = [
             (made - tensor_of(targets[name], self._device)).square().mean() / sizes[name]
-            for name, made in zip(self.names, self.run(feeds), strict=True)
+            for name, made in zip(self.names, self.run(feeds, stored), strict=True)
         ]
         return torch.stack(parts).sum()
 
     def error(self, data: tuple[Shelf, Shelf], sizes: Mapping[str, float]) -> float:
         """The loss over a shelf; inf where it is not finite."""
         with torch.no_grad():
-            losses = [float(self.loss(feeds, targets, sizes)) for feeds, targets in zip(*data, strict=True)]
+            losses = [float(self.loss(feeds, goals, sizes, True)) for feeds, goals in zip(*data, strict=True)]
         mean = sum(losses) / len(losses)
         return mean if math.isfinite(mean) else math.inf
 

@@ -78,5 +78,7 @@ def quantized() -> onnx_ir.Model:
 
 
 def data(rows: int = 96, seed: int = 1) -> dict[str, np.ndarray]:
-    """Rows to learn from."""
-    return {"x": np.random.default_rng(seed).standard_normal((rows, 8)).astype(np.float32)}
+    """Rows to learn from, whose columns depend on each other, as those of real activations do."""
+    turned, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))
+    drawn = np.random.default_rng(seed).standard_normal((rows, 8)) * 2.0 ** -np.arange(8)
+    return {"x": (2 * drawn @ turned).astype(np.float32)}

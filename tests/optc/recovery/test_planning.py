@@ -20,7 +20,7 @@ from optc.ir.rewriter import Rewriter
 from optc.ir.saving import save
 from optc.recovery import torch_library
 from optc.recovery.batches import Shelf, capture, relative_errors, split
-from optc.recovery.blocks import cuts, divide, moved, program
+from optc.recovery.blocks import cuts, divide, in_order, moved, products, program
 from optc.recovery.match import match
 from optc.recovery.places import parameters_of, read, written
 from optc.recovery.recover import Settings, recover
@@ -143,9 +143,30 @@ def test_a_model_is_cut_where_one_value_passes() -> None:
     assert one == ["p1", "a1", "r1", "s1", "s2"]  # x itself is moved by nothing
     ends = {value for value in model.graph.outputs}
     sums = {value for cut in places for value in cut.values if value.name in ("s1", "s2")} | ends
-    blocks = divide(nodes, places, parameters, sums)
+    blocks = divide(nodes, places, products(model.graph, facts), sums)
     assert [(block.name, len(block.nodes)) for block in blocks] == [("s1", 4), ("s2", 3), ("y", 1)]
-    assert [block.name for block in divide(nodes, places, parameters, ends)] == ["y"]
+    assert [block.name for block in divide(nodes, places, products(model.graph, facts), ends)] == ["y"]
+    # of several cuts between two products the last one is taken
+    everything = {value for cut in places for value in cut.values} | ends
+    assert [block.name for block in divide(nodes, places, products(model.graph, facts), everything)] == [
+        "s1",
+        "s2",
+        "y",
+    ]
+
+
+def test_weights_that_are_made_of_codes_belong_to_what_reads_them() -> None:
+    model = quantized()
+    facts = Facts(model)
+    first = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    for node in reversed(first):  # an order that a file may have as well
+        model.graph.remove(node)
+        model.graph.insert_before(model.graph[0], node)
+    nodes = in_order(model.graph, facts)
+    assert sorted(map(id, nodes)) == sorted(map(id, model.graph))
+    assert [node.outputs[0].name for node in nodes[:2]] == ["d1", "p1"]
+    one = [cut.values[0].name for cut in cuts(nodes, moved(nodes, parameters_of(model, facts), facts), facts)]
+    assert "s1" in one and "s2" in one
 
 
 def test_what_feeds_an_unknown_operator_is_left_and_the_rest_learns() -> None:
