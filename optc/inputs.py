@@ -108,6 +108,16 @@ def usual_bindings(model: onnx_ir.Model, sizes: Mapping[str, int]) -> Bindings:
     return {name: usual[_meaning(name, place)] for name, place in _symbol_places(input_specs(model)).items()}
 
 
+def batch_dim(model: onnx_ir.Model) -> str | None:
+    """The symbolic dim that is the batch: the first of every input, and no other of any; None if there is none."""
+    specs = input_specs(model)
+    places = _symbol_places(specs)
+    dims_of = [[_symbol(spec.name, axis, dim) for axis, dim in enumerate(spec.shape or ())] for spec in specs]
+    first = dims_of[0][0] if dims_of and dims_of[0] else None
+    shared = isinstance(first, str) and all(found[:1] == [first] and first not in found[1:] for found in dims_of)
+    return first if shared and first in places and _meaning(first, places[first]) == "batch" else None
+
+
 def fallback_bindings(model: onnx_ir.Model) -> Iterator[Bindings]:
     """More values for models that run at none of :func:`dimension_bindings`, most likely first.
 

@@ -19,7 +19,8 @@ from optc.backends.base import HostBackend, Runner
 from optc.backends.ort import OnnxRuntimeBackend, Session, optimized
 from optc.backends.ort_integers import host_capabilities
 from optc.callables import find_callable
-from optc.inputs import draw_inputs, input_specs, usual_bindings
+from optc.holdout import Holdout, hold_out
+from optc.inputs import batch_dim, draw_inputs, input_specs, usual_bindings
 from optc.ir.errors import OptcError, UsageError
 from optc.ir.sizes import allowed
 from optc.ir.targets import Target
@@ -29,7 +30,7 @@ from optc.report import Latency
 from optc.samples import Sample, Samples, joined
 from optc.sources import described, open_samples, source_of
 
-#: Samples on which the error of a candidate is measured; the metric is measured on all.
+#: Samples on which the error of a candidate is measured; the metric is measured on all that are judged on.
 _ERROR_SAMPLES = 32
 #: Sets of inputs drawn where no calibration data is given.
 _DRAWN_SAMPLES = 3
@@ -85,11 +86,17 @@ class Measure:
         return None if self.target.kind == "cpu" else f"the target {self.target.name!r} is not this machine"
 
     @cached_property
-    def data(self) -> str:
+    def source(self) -> str:
         """Where the inputs come from, for reports."""
         if self.options.calib is None:
             return "inputs drawn from the model's signature"
         return described(self.options.calib)
+
+    @cached_property
+    def data(self) -> str:
+        """What candidates are judged on, for reports."""
+        what = self.holdout.what
+        return f"{self.source} ({what})" if what else self.source
 
     @cached_property
     def samples(self) -> Samples:
@@ -103,8 +110,14 @@ class Measure:
         return Samples(source_of(drawn, specs), specs, real=False)
 
     @cached_property
+    def holdout(self) -> Holdout:
+        """The samples in two parts: what statistics are gathered over, and what candidates are judged on."""
+        batch = batch_dim(self.original)
+        return hold_out(self.samples, batch is not None and batch not in self.options.shapes)
+
+    @cached_property
     def _few(self) -> list[Sample]:
-        return self.samples.first(_ERROR_SAMPLES)
+        return self.holdout.judged.first(_ERROR_SAMPLES)
 
     @cached_property
     def references(self) -> list[dict[str, Any]]:
@@ -123,17 +136,23 @@ class Measure:
         if self.options.calib is not None:
             _ = self.samples
 
-    def judge(self, model: onnx_ir.Model) -> Judgement:
-        """Measure a candidate against the budget: the user's metric where there is one, the error otherwise."""
+    def judge(self, model: onnx_ir.Model, share: float = 1.0) -> Judgement:
+        """Measure a candidate against the budget: the user's metric where there is one, the error otherwise.
+
+        Args:
+            model: The candidate.
+            share: Of the budget, where more is to come that takes of it.
+        """
         outputs = self._outputs(self.host.runner(model, plain=True))
         error = relative_error(self.references, outputs)
         if self._metric is not None:
-            score, floor = self._score(outputs), self._floor()
+            score, floor = self._score(outputs), self._floor(share)
             reason = None if score >= floor else f"the metric falls from {self._reference_metric:.6g} to {score:.6g}"
             return Judgement(error, score, reason)
-        if error <= self.max_error:
+        allowed_error = share * self.max_error
+        if error <= allowed_error:
             return Judgement(error)
-        return Judgement(error, None, f"the error is {error:.3g}, more than the {self.max_error:.3g} allowed")
+        return Judgement(error, None, f"the error is {error:.3g}, more than the {allowed_error:.3g} allowed")
 
     def shapes(self, model: onnx_ir.Model, values: Iterable[onnx_ir.Value]) -> dict[str, tuple[int, ...]]:
         """Shapes of values of a model's main graph by name, at the sizes that are timed."""
@@ -195,22 +214,22 @@ class Measure:
         return Session(model, optimization="off", spinning=False)
 
     def _outputs(self, runner: Runner) -> list[dict[str, Any]]:
-        samples = self.samples if self._metric is not None else self._few
+        samples = self.holdout.judged if self._metric is not None else self._few
         return [runner.run(sample) for sample in samples]
 
     def _score(self, outputs: Sequence[Mapping[str, Any]]) -> float:
         assert self._metric is not None
         merged = {name: joined([output[name] for output in outputs]) for name in outputs[0]}
         try:
-            return float(self._metric(merged, self.samples.labels))
+            return float(self._metric(merged, self.holdout.judged.labels))
         except Exception as error:
             raise UsageError(
                 f"the metric failed: {type(error).__name__}: {error}",
                 hint="it is called as metric(outputs, labels), two dicts of arrays by name, and returns a number",
             ) from error
 
-    def _floor(self) -> float:
-        return self._reference_metric - self.options.allowed_drop(self._reference_metric)
+    def _floor(self, share: float) -> float:
+        return self._reference_metric - share * self.options.allowed_drop(self._reference_metric)
 
 
 def relative_error(references: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> float:

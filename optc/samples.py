@@ -62,6 +62,7 @@ class Samples:
     Attributes:
         real: Whether they are the user's; False for inputs drawn from the model's signature.
         digest: A digest of all arrays in order.
+        batches: The first dim of each sample's first input; 1 for a scalar.
         labels: What the source has beside the inputs: an array by name, or a list where shapes do not let them join.
 
     Raises:
@@ -72,7 +73,7 @@ class Samples:
     def __init__(self, source: Source, specs: Sequence[ValueSpec], *, real: bool) -> None:
         self._source, self._specs, self.real = source, specs, real
         self._kept = None if source.repeats else _Kept()
-        self._count = 0
+        self.batches: list[int] = []
         labels: dict[str, list[Any]] = {}
         digest = hashlib.sha256()
         for item in source:
@@ -83,12 +84,12 @@ class Samples:
                 labels.setdefault(name, []).append(np.asarray(label))
             if self._kept is not None:
                 self._kept.add(sample)
-            self._count += 1
+            self.batches.append(next((len(array) for array in sample.values() if array.ndim), 1))
         self.digest = digest.hexdigest()
         self.labels: dict[str, Any] = {**source.labels, **{name: joined(parts) for name, parts in labels.items()}}
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Sample]:
         if self._kept is not None:

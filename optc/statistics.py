@@ -52,7 +52,7 @@ class Collector:
         Raises:
             OptcError: The data do not fit, the model does not run, or the state cannot be written.
         """
-        samples = self._measure.samples
+        samples = self._measure.holdout.fitted
         folder = self._folder if samples.real else None
         told = 0
 
@@ -85,7 +85,7 @@ class Collector:
         """What the user should know of the activations: which were not finite."""
         odd = {name: counts for found in self._found for name, counts in found.odd().items()}
         return [
-            f"the activations {name!r} hold {nan} NaN and {infinite} infinite values on {self._measure.data}; "
+            f"the activations {name!r} hold {nan} NaN and {infinite} infinite values on {self._measure.source}; "
             "they were left out of all statistics"
             for name, (nan, infinite) in odd.items()
         ]

@@ -66,6 +66,10 @@ class Quantize(Pass):
             raise UsageError(f"the objective is {' or '.join(get_args(Objective))}, not {self.objective!r}")
 
     def run(self, ctx: PassContext) -> None:
+        self.quantize(ctx, read_recipe(self.recipe) if self.recipe else None)
+
+    def quantize(self, ctx: PassContext, recipe: Recipe | None = None) -> None:
+        """Quantize a model, and tell of it; with a recipe nothing is searched."""
         measure = ctx.services.get("measure")
         if measure is None or measure.why_not is not None:
             reason = "nothing can be measured in this compile" if measure is None else measure.why_not
@@ -81,14 +85,12 @@ class Quantize(Pass):
             ctx.decide(Decision(self.name, [], False, none))
         elif techniques:
             search = Search(study, techniques, self._forbidden(study), self.objective, self.min_gain)
-            outcome = self._outcome(search, study)
+            outcome = search.run() if recipe is None else self._pinned(search, study, recipe)
             self._check_asked(outcome)
             _Record(self, ctx, study).of(search, outcome)
 
-    def _outcome(self, search: Search, study: Study) -> Outcome:
-        if not self.recipe:
-            return search.run()
-        recipe = read_recipe(self.recipe)
+    @staticmethod
+    def _pinned(search: Search, study: Study, recipe: Recipe) -> Outcome:
         recipe.check(study.layers)
         return search.pinned(recipe.options)
 

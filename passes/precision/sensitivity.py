@@ -48,7 +48,7 @@ def _errors(measure: Any, exact: onnx_ir.Model, rounded: onnx_ir.Model, names: l
         keep_only(copy.graph, [there[name] for name in shown if not there[name].is_graph_input()])
         pairs.append((copy, measure.host.runner(copy, plain=True)))
     squares: dict[str, list[float]] = {}
-    for sample in measure.samples.first(_SAMPLES):
+    for sample in measure.holdout.fitted.first(_SAMPLES):
         wanted, found = (_floats(run.run(needed(copy.graph, sample))) for copy, run in pairs)
         for name, array in wanted.items():
             difference, size = squares.setdefault(name, [0.0, 0.0])

@@ -116,7 +116,9 @@ def peak_of(path: Path, shape: tuple[int, ...]) -> int:
     again = f"import sys; sys.path[:0] = {sys.path!r}\n" + MEASURED.format(module=__file__, path=str(path))
     done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True)
     peak, count, kept = (int(number) for number in done.stdout.split())
-    assert count == shape[0] * shape[2] * WIDTH and kept == min(512, shape[0] * shape[2])
+    # One of four samples is held out where there are enough.
+    fitted = shape[0] * 3 // 4 if shape[0] >= 16 else shape[0]
+    assert count == fitted * shape[2] * WIDTH and kept == min(512, fitted * shape[2])
     return peak
 
 

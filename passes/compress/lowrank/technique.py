@@ -70,7 +70,8 @@ class LowRank:
         self._proposed: dict[str, dict[str, _Proposed]] = {}
 
     def why_not(self, study: Study) -> str | None:
-        return None
+        # Ranks chosen by the samples that judge them are always enough.
+        return study.measure.holdout.why_not if study.statistics.real else None
 
     def requests(self, study: Study, layer: Layer) -> Iterable[Request]:
         if not study.statistics.real:

@@ -109,6 +109,22 @@ def check_names(named: Iterable[str], groups: Sequence[Group], others: Collectio
         )
 
 
+def pinned_counts(pinned: Mapping[str, int], groups: Sequence[Group]) -> dict[Group, int]:
+    """How many units of each group go, as an earlier search has found.
+
+    Raises:
+        UsageError: There is no group of a name, or it has too few units.
+    """
+    known = {group.name: group for group in groups}
+    for name, count in pinned.items():
+        if name not in known:
+            hint = suggestion(name, known, "it fits one model after the same passes")
+            raise UsageError(f"there is no group {name!r} to prune", hint=hint)
+        if not 0 < count < len(known[name]):
+            raise UsageError(f"{count} of {len(known[name])} units of {name!r} cannot go")
+    return {known[name]: count for name, count in pinned.items()}
+
+
 def count_for(group: Group, share: float) -> int:
     """How many units of a group a share is; at least one is left, and numbers are kept that kernels like."""
     left = max(1, round(len(group) * (1 - share)))

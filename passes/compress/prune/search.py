@@ -92,7 +92,7 @@ class PruneSearch:
     """
 
     def __init__(self, work: Work, groups: Sequence[Group], min_gain: float, part: float) -> None:
-        self.work, self.groups, self.min_gain = work, groups, min_gain
+        self.work, self.groups, self.min_gain, self.part = work, groups, min_gain, part
         self.measure = work.measure
         self.has_metric = work.has_metric
         self.budget = part * self.measure.max_error
@@ -256,10 +256,8 @@ class PruneSearch:
 
     def _judge(self, model: onnx_ir.Model, counts: Counts) -> str | None:
         """Measure a model; why it is outside of the budget, None if it is inside."""
-        judged = self.measure.judge(model)
+        judged = self.measure.judge(model, self.part)
         reason = judged.reason
-        if reason is None and not self.has_metric and judged.error > self.budget:
-            reason = f"the error is {judged.error:.3g}, more than the {self.budget:.3g} that pruning may take"
         options = {f"{count} of {len(group)} {group.kind}": 0 for group, count in counts.items()}
         for group, count in counts.items():
             options[f"{count} of {len(group)} {group.kind}"] += 1

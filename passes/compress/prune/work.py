@@ -95,7 +95,7 @@ class Work:
     def _readers_of(self, group: Group) -> list[Reader] | str:
         """How a group's readers are fitted, or why one of them cannot be."""
         readers = []
-        samples = len(self.measure.samples) if self.measure is not None else 1
+        samples = len(self.measure.holdout.fitted) if self.measure is not None else 1
         for weight in group.readers:
             facts = self.structure.facts
             reader = readable(weight, facts, positions_for(samples, weight, facts))

@@ -59,9 +59,9 @@ class Pretended(Measure):
     def compare(self, models, budget=6.0):
         return {name: SimpleNamespace(ratio=SimpleNamespace(median=self.whole)) for name in models}
 
-    def judge(self, model):
+    def judge(self, model, share=1.0):
         self.judged += 1
-        return super().judge(model)
+        return super().judge(model, share)
 
 
 FASTER = {"None": 1.0, "dynamic-int8": 0.4, "block-int8-128": 0.6, "block-int8-64": 0.7, "block-int8-32": 0.8}
@@ -82,7 +82,8 @@ def ops(model: onnx_ir.Model) -> list[str]:
 
 
 def error(model: onnx_ir.Model, original: onnx_ir.Model) -> float:
-    y, reference = (Session(m, optimization="off").run({"x": X})["y"] for m in (model, original))
+    """On the rows that are held out."""
+    y, reference = (Session(m, optimization="off").run({"x": X[3::4]})["y"] for m in (model, original))
     return float(np.linalg.norm(y - reference) / np.linalg.norm(reference))
 
 

@@ -51,9 +51,9 @@ class Pretended(Measure):
     def compare(self, models, budget=6.0):
         return {name: SimpleNamespace(ratio=SimpleNamespace(median=self.whole)) for name in models}
 
-    def judge(self, model):
+    def judge(self, model, share=1.0):
         self.judged += 1
-        return super().judge(model)
+        return super().judge(model, share)
 
 
 def prune(model: onnx_ir.Model, item: Prune, whole: float = 0.5, data: bool = True, **options: Any) -> PassContext:
