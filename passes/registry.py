@@ -30,6 +30,7 @@ BUILTIN: dict[str, str] = {
     "dead-channels": "optc.passes.compress.prune.dead:DeadChannels",
     "prune": "optc.passes.compress.prune.prune:Prune",
     "sparsity": "optc.passes.compress.sparsity.sparsity:Sparsity",
+    "compress": "optc.passes.compress.combine:Compress",
 }
 
 

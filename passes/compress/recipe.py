@@ -8,6 +8,11 @@ with the same model, options of the passes before it, and calibration data::
 
     [options]
     "encoder.layer.0.ffn.MatMul" = "dynamic-int8"
+
+Where channels were removed before, a table says how many of which group; the layers are then those that are left::
+
+    [pruned]
+    "encoder.layer.0.ffn.MatMul" = 128
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from optc.ir.errors import UsageError
@@ -33,11 +38,13 @@ class Recipe:
         digest: Of the layers that it was made for, see :func:`layers_digest`.
         options: Labels of options by the layer's name.
         where: The file, for errors.
+        pruned: How many units of which group went before, by the group's name.
     """
 
     digest: str
     options: Mapping[str, str]
     where: str | None = None
+    pruned: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Raise UsageError if it was made for other layers."""
@@ -53,7 +60,9 @@ class Recipe:
         lines = [
             f"{json.dumps(name, ensure_ascii=False)} = {json.dumps(label)}" for name, label in self.options.items()
         ]
-        return "\n".join([f"version = {VERSION}", f'layers = "{self.digest}"', "", "[options]", *lines, ""])
+        cuts = [f"{json.dumps(name, ensure_ascii=False)} = {count}" for name, count in self.pruned.items()]
+        first = [f"version = {VERSION}", f'layers = "{self.digest}"']
+        return "\n".join([*first, *(["", "[pruned]", *cuts] if cuts else []), "", "[options]", *lines, ""])
 
 
 _AGAIN = "a recipe fits one model after the same passes; search again with --save-recipe"
@@ -73,16 +82,26 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     where = str(path)
     try:
-        table = tomllib.loads(Path(path).read_text("utf-8"))
+        return parse_recipe(Path(path).read_text("utf-8"), where)
     except OSError as error:
         raise UsageError(f"the recipe cannot be read: {error.strerror}", where=where) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"not a recipe: {error}", where=where) from error
-    options, digest = table.get("options"), table.get("layers")
+
+
+def parse_recipe(text: str, where: str | None = None) -> Recipe:
+    """A recipe from its text; errors as for :func:`read_recipe`, which tell ``where``."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not a recipe: {error}", where=where) from error
+    options, digest, pruned = table.get("options"), table.get("layers"), table.get("pruned", {})
     if not isinstance(options, dict) or not isinstance(digest, str) or not isinstance(table.get("version"), int):
         raise UsageError("not a recipe: it lacks version, layers or options", where=where)
     if table["version"] > VERSION:
         raise UsageError(f"the recipe is of version {table['version']}", where=where, hint="update optc")
     if not all(isinstance(label, str) for label in options.values()):
         raise UsageError("not a recipe: an option is not a text", where=where)
-    return Recipe(digest, options, where)
+    if not isinstance(pruned, dict) or not all(type(count) is int and count > 0 for count in pruned.values()):
+        raise UsageError("not a recipe: what is pruned are numbers of units by group", where=where)
+    return Recipe(digest, options, where, pruned)
