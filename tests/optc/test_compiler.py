@@ -234,7 +234,7 @@ def test_a_lossy_pass_outside_of_the_budget_is_taken_back(environment, expected)
     kept = optc.compile(CNN, passes="lossy{factor=1.01}", environment=environment, calib=IMAGES)
     assert status(kept) == {"lossy{factor=1.01}": "changed"}
     assert kept.report.verification.worst_error == pytest.approx(0.01, rel=0.01)
-    assert kept.report.verification.checked[0].inputs == "calibration data"
+    assert kept.report.verification.checked[0].inputs == "calibration data (4 of 16 rows, held out)"
 
 
 def test_when_nobody_is_to_blame_the_original_comes_back(environment, expected):

@@ -26,6 +26,7 @@ KINDS: dict[str, str] = {
     "conv": "channels between convolutions",
     "ffn": "neurons between products",
     "heads": "heads of attention, with all that belongs to them",
+    "experts": "experts of a mixture, with their part of the router",
     "residual": "channels that several layers add to",
     "embedding": "columns of a table",
 }
@@ -41,6 +42,7 @@ class Group:
         roots: The units, in their order along the first axis.
         writers: Where layers make them, in order.
         readers: Where layers sum over them.
+        least: How many have to be left.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Group:
     roots: np.ndarray
     writers: tuple[Weight, ...]
     readers: tuple[Weight, ...]
+    least: int = 1
 
     def __len__(self) -> int:
         return len(self.roots)
@@ -193,11 +196,15 @@ def _groups(state: State, units: Units) -> Iterator[Group]:
         number = "" if taken[name] == 1 else f"#{taken[name]}"
         kind = _kind(writers[signature], units, next(iter(roots)))
         ordered = np.array(list(roots))
-        yield Group(f"{name}{number}", kind, ordered, tuple(writers[signature]), tuple(readers[signature]))
+        # What is frozen is left in any case, but it is as well to count without it.
+        least = max((count for ids, count in state.least if np.isin(units.roots[ids], ordered).any()), default=1)
+        if least < len(ordered):
+            made, read = tuple(writers[signature]), tuple(readers[signature])
+            yield Group(f"{name}{number}", kind, ordered, made, read, least)
 
 
 def _kind(writers: list[Weight], units: Units, root: int) -> str:
-    for kind in ("heads", "residual"):
+    for kind in ("heads", "experts", "residual"):
         if units.is_marked(root, kind):
             return kind
     ops = {weight.node.op_type for weight in writers}

@@ -31,8 +31,10 @@ from optc.passes.compress.roles import roles_of
 from optc.passes.compress.sparsity.kernels import Thinned, thin_out, why_not
 from optc.passes.compress.techniques import Option
 
-#: What may be removed: "channel" is every group but heads, "block" the body of a residual block.
-GRANULARITIES = ("channel", "head", "block")
+#: What may be removed: "channel" is every group but heads and experts, "block" the body of a residual block.
+GRANULARITIES = ("channel", "head", "expert", "block")
+#: The granularity of kinds of groups that are no channels.
+_SIZES = {"heads": "head", "experts": "expert"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Prune(Pass):
         groups: Which groups, by kind or by patterns of their names; all if empty.
         schedule: Shares by kind or pattern, in place of the ratio, see :mod:`optc.passes.compress.prune.schedule`; it
             may also have shares of kernels to set to zero.
-        granularity: "channel", "head" and "block"; a block goes as a whole, so the ratio is a share of blocks.
+        granularity: "channel", "head", "expert" and "block"; a block goes as a whole, so the ratio is a share of
+            blocks.
         min_gain: The share of time that a search must gain.
         part: The part of the error budget that a search may take; the rest is for what comes behind it.
         policy: Which layers may become what, see :mod:`optc.passes.compress.policy`; "prune" is what this pass does.
@@ -119,7 +122,7 @@ class Prune(Pass):
         wanted = []
         forbidden = _forbidden(ctx, read_policy(self.policy))
         for group in work.structure.groups:
-            size = "head" if group.kind == "heads" else "channel"
+            size = _SIZES.get(group.kind, "channel")
             if size not in self.granularity or (self.groups and not any(fits(what, group) for what in self.groups)):
                 continue
             reasons = [forbidden[one.node] for one in (*group.writers, *group.readers) if one.node in forbidden]

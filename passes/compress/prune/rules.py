@@ -61,6 +61,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "SpaceToDepth"): movement.space_to_depth,
     ("", "ArgMax"): movement.selection,
     ("", "ArgMin"): movement.selection,
+    ("", "TopK"): movement.largest,
     ("", "Shape"): movement.shape_of,
     ("", "Size"): movement.shape_of,
     ("", "Attention"): attention.attention,

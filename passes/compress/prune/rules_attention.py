@@ -194,19 +194,19 @@ def rotary(view: View) -> Sequence[Axes | None]:
 
 
 def experts(view: View) -> Sequence[Axes | None]:
-    """com.microsoft MoE: neurons of all experts together; the experts themselves stay, as the router names them.
+    """com.microsoft MoE: neurons of all experts together, and whole experts with their part of the router.
 
-    Inputs: x, router, fc1 (experts, inner, hidden), its bias (experts, inner), fc2 (experts, hidden, inner), its bias,
-    fc3 as fc1, its bias. Gated units that are interleaved in fc1 are left alone.
+    Inputs: x, router (rows, experts), fc1 (experts, inner, hidden), its bias (experts, inner), fc2 (experts, hidden,
+    inner), its bias, fc3 as fc1, its bias. Gated units that are interleaved in fc1 are left alone. The kernel makes
+    probabilities of all that the router gives and takes the ``k`` largest, so a model without an expert is one whose
+    router never names it, as long as ``k`` are left.
     """
-    x, first, second = view.axes(0), view.axes(2), view.axes(4)
+    x, router, first, second = view.axes(0), view.axes(1), view.axes(2), view.axes(4)
     fused = int_attr(view.node, "swiglu_fusion", 0)
     shape, other = view.shape(2), view.shape(4)
     if x is None or first is None or second is None or fused or shape is None or other is None or shape[1] != other[2]:
         return _unknown(view)
-    view.freeze(view.axes(1), "the router names experts")
-    for axes in (first, second, view.axes(3), view.axes(5), view.axes(6), view.axes(7)):
-        view.freeze(ids_of(axes, 0), "the router names experts")
+    _whole_experts(view, ids_of(router, -1), [ids_of(view.axes(index), 0) for index in range(2, 8)])
     inner = first[1]
     view.tie(inner, second[2])
     for index in (3, 6, 7):
@@ -219,6 +219,28 @@ def experts(view: View) -> Sequence[Axes | None]:
     view.writes(2, 1, inner)
     view.reads(4, 2, second[2])
     return [x]
+
+
+def _whole_experts(view: View, routed: Ids | None, others: Sequence[Ids | None]) -> None:
+    """Tie experts to what the router gives for them, or say why they stay."""
+    taken, there = int_attr(view.node, "k", 1), [ids for ids in others if ids is not None]
+    reason = None
+    if routed is None or any(len(ids) != len(routed) for ids in there):
+        reason = "what the router gives has no number of experts that is known"
+    elif int_attr(view.node, "use_sparse_mixer", 0) or any(map(view.axes, range(8, len(view.ins)))):
+        reason = "the router does more than to name experts"
+    elif taken >= len(routed):
+        reason = f"each row takes {taken} of {len(routed)} experts"
+    if reason is not None or routed is None:
+        for ids in (routed, *there):
+            view.freeze(ids, reason or _LOST)
+        return
+    for ids in there:
+        view.tie(ids, routed)
+    view.atoms.mark(routed, "experts")
+    view.at_least(routed, taken)
+    view.writes(2, 0, routed)
+    view.reads(4, 0, routed, x=1)
 
 
 def _unknown(view: View) -> Sequence[Axes | None]:

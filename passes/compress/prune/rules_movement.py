@@ -317,6 +317,17 @@ def selection(view: View) -> Sequence[Axes | None]:
     return [_without(view, x, made, (axis,), bool(int_attr(view.node, "keepdims", 1)))]
 
 
+def largest(view: View) -> Sequence[Axes | None]:
+    """TopK: the positions that it hands on would be others along a shorter axis."""
+    axis, x = axis_of(view.node, view.facts, -1), view.axes(0)
+    if x is None or axis is None:
+        view.freeze_inputs(_LOST)
+        return [view.out(index, _LOST) for index in range(len(view.node.outputs))]
+    view.freeze(x[axis], "TopK hands on positions of it")
+    view.freeze_inputs("a parameter of the operator", 0)
+    return [(*x[:axis], view.fixed(axis, index), *x[axis + 1 :]) for index in range(len(view.node.outputs))]
+
+
 def _without(view: View, x: Axes, made: Axes, axes: Sequence[int], keeps: bool) -> Axes:
     for at in axes:
         view.freeze(x[at], f"{view.node.op_type} mixes all of it")

@@ -120,15 +120,15 @@ def pinned_counts(pinned: Mapping[str, int], groups: Sequence[Group]) -> dict[Gr
         if name not in known:
             hint = suggestion(name, known, "it fits one model after the same passes")
             raise UsageError(f"there is no group {name!r} to prune", hint=hint)
-        if not 0 < count < len(known[name]):
+        if not 0 < count <= len(known[name]) - known[name].least:
             raise UsageError(f"{count} of {len(known[name])} units of {name!r} cannot go")
     return {known[name]: count for name, count in pinned.items()}
 
 
 def count_for(group: Group, share: float) -> int:
-    """How many units of a group a share is; at least one is left, and numbers are kept that kernels like."""
-    left = max(1, round(len(group) * (1 - share)))
-    if group.kind != "heads" and len(group) >= 4 * _ALIGNED and share:
+    """How many units of a group a share is; as many are left as have to be, and numbers are kept that kernels like."""
+    left = max(group.least, round(len(group) * (1 - share)))
+    if group.kind not in ("heads", "experts") and len(group) >= 4 * _ALIGNED and share:
         left = max(_ALIGNED, round(left / _ALIGNED) * _ALIGNED)
     return len(group) - min(left, len(group))
 

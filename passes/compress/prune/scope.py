@@ -70,6 +70,7 @@ class State:
         choices: Of every place where an axis is made of several others, which one of them is shortened; None on the
             first walk, which finds out what can be.
         factors: The atoms of the axes that could be chosen there, as the first walk has found them.
+        least: Axes with how many positions have to be left of them.
     """
 
     facts: Facts
@@ -80,6 +81,7 @@ class State:
     products: list[Product] = field(default_factory=list)
     choices: dict[tuple[onnx_ir.Node, int], int] | None = None
     factors: dict[tuple[onnx_ir.Node, int], list[Ids]] = field(default_factory=dict)
+    least: list[tuple[Ids, int]] = field(default_factory=list)
 
     def of(self, value: onnx_ir.Value) -> Axes | None:
         """Axes of a computed value, an input or a large constant."""
@@ -182,6 +184,10 @@ class View:
         """An axis over which the node sums the products of its first two inputs, where neither is constant."""
         if ids is not None and not (self.is_const(0) or self.is_const(1)):
             self.state.products.append(Product(self.node, ids))
+
+    def at_least(self, ids: Ids, count: int) -> None:
+        """So many positions of an axis have to be left."""
+        self.state.least.append((ids, count))
 
     def choose(self, factors: list[Ids]) -> int | None:
         """Which of several axes that are one axis elsewhere is to be shortened; None if that is not known yet."""

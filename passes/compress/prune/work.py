@@ -26,6 +26,7 @@ from optc.passes.compress.prune.importance import (
     readable,
 )
 from optc.passes.compress.prune.repair import Fit, fit_from_grams, fit_in_order
+from optc.passes.compress.prune.routing import by_routing, routing_requests
 
 #: How many units go, by group.
 Counts = Mapping[Group, int]
@@ -69,6 +70,9 @@ class Work:
             most: The share of units up to which errors are wanted.
         """
         reasons: dict[Group, str] = {}
+        if self.has_data:
+            reasons |= self._rank_experts([group for group in groups if group.kind == "experts"])
+            groups = [group for group in groups if group.kind != "experts"]
         for group in groups:
             readers = self._readers_of(group)
             if not self.has_data:
@@ -91,6 +95,21 @@ class Work:
                 self.rankings[group] = by_damage(self.structure, group, self._readers[group], grams, most)
         for group, reason in reasons.items():
             self.rankings[group] = by_magnitude(self.structure, group, reason)
+
+    def _rank_experts(self, groups: Sequence[Group]) -> dict[Group, str]:
+        """Rank experts by what routers give them; why some have to be ranked in another way."""
+        if not groups:
+            return {}
+        requests = dict.fromkeys(request for group in groups for request in routing_requests(group))
+        known = self.statistics.collect(self.model, list(requests))
+        reasons = {}
+        for group in groups:
+            ranking = by_routing(self.structure, group, known)
+            if isinstance(ranking, str):
+                reasons[group] = f"units are ranked by the size of their weights: {ranking}"
+            else:
+                self.rankings[group] = ranking
+        return reasons
 
     def _readers_of(self, group: Group) -> list[Reader] | str:
         """How a group's readers are fitted, or why one of them cannot be."""

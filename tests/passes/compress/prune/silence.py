@@ -19,16 +19,26 @@ SIZES = {"batch": 2, "sequence": 9, "past": 5, "space": 64, "other": 4}
 
 
 def silenced(model: onnx_ir.Model, structure: Structure, removed: Collection[int]) -> onnx_ir.Model:
-    """A copy in which all weights that read these units are zero; computed by another way than cutting."""
+    """A copy in which all weights that read these units are zero; computed by another way than cutting.
+
+    Experts are silenced by what their router gives: next to nothing is left of them by the kernel's softmax.
+    """
     copy = model.clone()
     nodes = dict(zip(model.graph, copy.graph, strict=True))
     arrays: dict[tuple[onnx_ir.Node, int], np.ndarray] = {}
+    routers: list[tuple[onnx_ir.Node, np.ndarray]] = []
     for weight in structure.state.readers:
         gone = np.isin(structure.units.roots[weight.ids], list(removed))
-        if gone.any():
+        if gone.any() and weight.node.op_type == "MoE" and weight.x == 1:
+            routers.append((weight.node, np.where(gone, np.float32(-1e4), np.float32(0))))
+        elif gone.any():
             array = arrays.setdefault((weight.node, weight.index), np.array(structure.facts.const(weight.value)))
             array[(slice(None),) * weight.axis + (gone,)] = 0
     rewriter = Rewriter(copy)
+    for node, mask in routers:
+        with rewriter.at(nodes[node], "silence"):
+            masked = rewriter.op("Add", nodes[node].inputs[1], rewriter.constant(mask, "silenced"))
+            rewriter.set_input(nodes[node], 1, masked)
     for (node, index), array in arrays.items():
         with rewriter.at(nodes[node], "silence"):
             rewriter.set_input(nodes[node], index, rewriter.constant(array, "silenced"))
@@ -39,7 +49,7 @@ def draw(structure: Structure, rng: np.random.Generator, share: float = 0.5) -> 
     """Some units of every group, and the groups."""
     removed: list[int] = []
     for group in structure.groups:
-        count = min(max(1, int(share * len(group))), len(group) - 1)
+        count = min(max(1, int(share * len(group))), len(group) - group.least)
         removed += rng.choice(group.roots, count, replace=False).tolist()
     return removed, list(structure.groups)
 

@@ -213,6 +213,15 @@ GRAPHS: dict[str, tuple[str, dict[str, np.ndarray], list[int], int]] = {
         [8],
         17,
     ),
+    "experts and their router": (
+        """g (float[n, 6] x) => (float[n, 6] y) {
+            l = MatMul(x, r) m = Add(l, c)
+            y = com.microsoft.MoE<k = 2, activation_type = "relu", normalize_routing_weights = 1>(
+                x, m, f1, b1, f2, b2) }""",
+        weights(r=(6, 5), c=(5,), f1=(5, 8, 6), b1=(5, 8), f2=(5, 6, 8), b2=(5, 6)),
+        [5, 8],
+        17,
+    ),
     "rotated heads": (
         """g (float[b, s, 12] x) => (float[b, s, 12] y) {
             q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
@@ -312,6 +321,15 @@ DECLINED = {
         """g (float[n, 6] x) => (float[n] y) { a = MatMul(x, w) y = ReduceSum<keepdims = 0>(a, axes) }""",
         "ReduceSum mixes all of it",
     ),
+    "all experts": (
+        """g (float[n, 6] x) => (float[n, 6] y) { l = MatMul(x, u)
+            y = com.microsoft.MoE<k = 3, activation_type = "relu", swiglu_fusion = 0>(x, l, f1, , f2) }""",
+        "each row takes 3 of 3 experts",
+    ),
+    "a router whose choice is handed on": (
+        """g (float[n, 6] x) => (float[n, 2] y, int64[n, 2] i) { a = MatMul(x, w) y, i = TopK(a, two) }""",
+        "TopK hands on positions of it",
+    ),
     "a sub-graph": (
         """g (float[n, 6] x, bool c) => (float[n, 8] y) { a = MatMul(x, w)
             y = If(c) <then_branch = t () => (float[n, 8] u) { u = Identity(a) },
@@ -321,12 +339,15 @@ DECLINED = {
 }
 
 
+EXPERTS = {"u": (6, 3), "f1": (3, 8, 6), "f2": (3, 6, 8)}
+
+
 @pytest.mark.parametrize("name", DECLINED)
 def test_what_cannot_be_removed_is_named_with_its_reason(name: str) -> None:
     text, words = DECLINED[name]
-    model = parse(text, weights(w=(6, 8), v=(8, 5), s=(8,)) | {"axes": ints(1)})
+    model = parse(text, weights(w=(6, 8), v=(8, 5), s=(8,), **EXPERTS) | {"axes": ints(1), "two": ints(2)})
     found = structure_of(model.graph, Facts(model))
-    assert not found.groups
+    assert not [group for group in found.groups if group.kind != "ffn" or "MoE" not in text]
     assert words in next(iter(found.declined.values()))
 
 
@@ -344,6 +365,7 @@ def test_only_the_axis_that_cannot_be_removed_is_declined() -> None:
     [
         *(("products", "ffn"), ("convolutions", "conv"), ("a residual sum", "residual"), ("heads", "heads")),
         *(("packed heads, shapes computed", "heads"), ("ONNX's attention", "heads"), ("an embedding", "embedding")),
+        ("experts and their router", "experts"),
     ],
 )
 def test_groups_know_what_they_are(name: str, kind: str) -> None:

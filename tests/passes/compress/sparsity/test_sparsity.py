@@ -63,6 +63,8 @@ def run(
 
 
 def error(given: onnx_ir.Model, original: onnx_ir.Model, x: np.ndarray = X, value: str = "y") -> float:
+    """On the rows that are not held out."""
+    x = x[np.arange(len(x)) % 4 != 3]
     actual, expected = (Session(one, optimization="off").run({"x": x})[value] for one in (given, original))
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
