@@ -5,7 +5,8 @@
 
 ``--channels`` prunes half of all channels of a network, for speed alone (weights may be random), beside Torch-Pruning
 where ``--peers`` names an interpreter that has it; ``--sentences`` prunes a sentence embedder and judges it on real
-sentences, alone and with INT8; ``--digits`` prunes the classifier in examples/digits inside a budget of accuracy.
+sentences, alone, with INT8 and beside low rank; ``--digits`` prunes the classifiers in examples/digits inside a budget
+of accuracy, alone and with INT8, beside onnxsim where ``--peers`` has it.
 All results of one table are timed in turns, in one process.
 """
 
@@ -28,6 +29,8 @@ from harness.tables import markdown, public, shown
 from harness.wordpiece import WordPiece
 from sentences import batches, embed, find_vocabulary, neighbours, sentences, write_calibration
 
+from optc.ir.model import load
+from optc.passes.compress.prune.cost import parameters
 from optc.passes.levels import builtin_levels
 
 HERE = Path(__file__).resolve().parent
@@ -112,7 +115,10 @@ def embeddings(model: Path, vocabulary: Path | None, seconds: float, folder: Pat
     ways = {"-O2": "", "INT8": _INT8}
     for schedule in ("ffn=0.125", "ffn=0.25", "ffn=0.5", "heads=0.125", "heads=0.25", "ffn=0.25;heads=0.125"):
         ways[schedule] = f'prune{{schedule="{schedule}"}}'
-    ways["ffn=0.25, then INT8"] = f'prune{{schedule="ffn=0.25"}},{_INT8}'
+    for schedule in ("ffn=0.125", "ffn=0.25"):
+        ways[f"{schedule}, then INT8"] = f'prune{{schedule="{schedule}"}},{_INT8}'
+    ways["low rank 0.8"] = "low-rank{ratio=0.8}"
+    ways["ffn=0.125, low rank 0.8, INT8"] = f'prune{{schedule="ffn=0.125"}},low-rank{{ratio=0.8}},{_INT8}'
     rows = [["result", "parameters", "bytes", "mean cosine", "lowest 1 %", "same neighbour", "median ms", "speed"]]
     models, cells = {"original": model}, {"original": ["1.00", f"{model.stat().st_size:,d}", "1", "1", "100.0 %"]}
     for number, (name, lossy) in enumerate(ways.items()):
@@ -137,25 +143,40 @@ def embeddings(model: Path, vocabulary: Path | None, seconds: float, folder: Pat
     return markdown(rows)
 
 
-def digits(seconds: float, folder: Path) -> str:
-    """The classifier of examples/digits, inside a budget of one percent of accuracy."""
+def digits(peers: Path | None, seconds: float, folder: Path) -> str:
+    """The classifiers of examples/digits, inside a budget of one percent of accuracy, on images that none has seen."""
     rows = [["result", "parameters", "fewer FLOPs", "accuracy on test.npz", "median us", "speed"]]
-    models, cells = {}, {}
-    metric = ("--metric=examples.digits.evaluate:accuracy", "--max-drop=1%")
-    data = (f"--calib={DIGITS / 'calib_labelled.npz'}",)
+    calibration = DIGITS / "calib_labelled.npz"
+    budget = (f"--calib={calibration}", "--metric=examples.digits.evaluate:accuracy", "--max-drop=1%")
     for network in ("cnn", "vit"):
-        original, out, plain = DIGITS / f"{network}.onnx", folder / f"{network}.onnx", folder / f"{network}_o2.onnx"
-        compile_(original, plain, "", "--no-measure")
-        report = compile_(original, out, "prune", *data, *metric)
-        for name, path in ((network, original), (f"{network} -O2", plain), (f"{network} pruned", out)):
-            models[name] = path
-            shares = sizes(report) if path is out else ("1.00", "1.00x")
-            cells[name] = [*shares, report["failure"] if path is out and "failure" in report else _accuracy(path)]
-    for network in ("cnn", "vit"):
-        mine = {name: path for name, path in models.items() if name.startswith(network) and path.exists()}
-        for name, row in timed(mine, [{"batch": 1}], seconds).items():
-            rows.append([name, *cells[name], f"{1e3 * row['median_ms']:.0f}", f"{row['speed']:.2f}x"])
+        original = DIGITS / f"{network}.onnx"
+        models, cells = {network: original}, {network: ["1.00", "1.00x", _accuracy(original)]}
+        for name, lossy in (("-O2", ""), ("pruned", "prune"), ("pruned and quantized", "compress")):
+            out = folder / f"{network} {name}.onnx"
+            report = compile_(original, out, lossy, *(budget if lossy else ("--no-measure",)))
+            if report.get("failure"):
+                cells[f"{network} {name}"] = [report["failure"]]
+                continue
+            models[f"{network} {name}"] = out
+            cells[f"{network} {name}"] = [*sizes(report), _accuracy(out)]
+        for share in (0.25, 0.5) if peers is not None else ():
+            name, out = f"{network} onnxsim, {share:g} of all channels", folder / f"{network}{share}.onnx"
+            script = HERE / "harness" / "onnxsim_pruned.py"
+            done = run_measured([str(peers), str(script), str(original), str(calibration), str(share), str(out)], 900)
+            if done.failure:
+                cells[name] = [done.failure]
+                continue
+            models[name] = out
+            cells[name] = [f"{_parameters(out) / _parameters(original):.2f}", "-", _accuracy(out)]
+        found = timed(models, [{"batch": 1}], seconds)
+        for name, known in cells.items():
+            row = found.get(name)
+            rows.append([name, *known, *([f"{1e3 * row['median_ms']:.0f}", f"{row['speed']:.2f}x"] if row else [])])
     return markdown(rows)
+
+
+def _parameters(path: Path) -> int:
+    return parameters(load(path))
 
 
 def _accuracy(path: Path) -> str:
@@ -197,7 +218,7 @@ def main(arguments: list[str]) -> int:
                 options.channels.resolve(), options.peers, options.seconds, folder
             )
         if options.digits:
-            tables["Pruning: digits"] = digits(options.seconds, folder)
+            tables["Pruning: digits"] = digits(options.peers, options.seconds, folder)
         if options.sentences is not None:
             tables["Pruning: sentences"] = embeddings(
                 options.sentences.resolve(), options.vocabulary, options.seconds, folder

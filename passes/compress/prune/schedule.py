@@ -91,18 +91,21 @@ def fits(what: str, group: Group) -> bool:
     return what == group.kind or (what not in KINDS and fnmatchcase(group.name, what))
 
 
-def check_names(named: Iterable[str], groups: Sequence[Group], others: Collection[str] = ()) -> None:
+def check_names(named: Iterable[str], groups: Sequence[Group], declined: Mapping[str, str]) -> None:
     """Raise UsageError for what speaks of no group that there is, and is no kind either.
 
     Args:
         named: Kinds and patterns.
         groups: The groups of the model.
-        others: Names of what is not pruned, to tell why.
+        declined: Why channels of layers stay, by the layer's name.
     """
     for what in named:
         if what in KINDS or what == "*" or any(fits(what, group) for group in groups):
             continue
-        known = [*KINDS, *(group.name for group in groups), *others]
+        for name, reason in declined.items():
+            if name == what or fnmatchcase(name, what):
+                raise UsageError(f"{name!r} is no group that could be pruned; its channels stay: {reason}")
+        known = [*KINDS, *(group.name for group in groups)]
         raise UsageError(
             f"there is no group {what!r}",
             hint=suggestion(what, known, f"kinds are: {', '.join(KINDS)}; a group is named by its first layer"),

@@ -161,6 +161,15 @@ def test_an_unknown_group_is_an_error_with_the_closest_name():
     assert "ffn" in (raised.value.hint or "")
 
 
+@pytest.mark.parametrize("options", [{"groups": ("LAST",)}, {"schedule": "LAST=0.5"}])
+def test_a_layer_that_cannot_be_pruned_is_named_with_its_reason(options: dict[str, Any]):
+    model = parse(BODY, WEIGHTS)
+    last = list(model.graph)[-1]
+    last.name = "LAST"
+    with pytest.raises(UsageError, match=r"'LAST' is no group .* stay: an output of the model"):
+        prune(model, Prune(ratio=0.5, **options))
+
+
 def test_a_schedule_has_shares_by_kind_and_name(tmp_path):
     model = parse(BODY, WEIGHTS)
     first = prune(model.clone(), Prune(ratio=0.5)).ledger[0].node
