@@ -169,11 +169,25 @@ class Original:
                 dim.HasField("dim_value") and dim.dim_value != size for dim, size in zip(dims, shape, strict=True)
             ):
                 return False
-        return True
+        return _joins_fit(known.graph)
 
     @property
     def ops(self) -> set[str]:
         return {node.op_type for node in all_nodes(self.model.graph)}
+
+
+def _joins_fit(graph: onnx.GraphProto) -> bool:
+    """Whether what is joined is of one size along all other axes; the runtime leaves out what is empty, and a hole."""
+    values = (*graph.value_info, *graph.input, *graph.output)
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
+    for node in graph.node:
+        if node.op_type == "Concat":
+            axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+            parts = [shapes[name] for name in node.input if name in shapes]
+            others = {tuple(size for at, size in enumerate(p) if at != axis % len(p)) for p in parts if p}
+            if len(others) > 1 and any(0 in part for part in parts):
+                return False
+    return True
 
 
 #: Of older opsets the reference has no quantizers; these compute the same.
