@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import onnx_ir
 
 from optc.backends.options import BackendOption
 from optc.ir.errors import DataError
 from optc.ir.sizes import Size
 from optc.ir.targets import Target
+
+try:
+    import onnx_ir
+except ImportError:  # what was compiled ahead of time runs without it
+    onnx_ir = None  # type: ignore[assignment]
 
 Dim = int | str | None
 Kind = Literal["tensor", "sparse", "sequence", "optional", "map"]

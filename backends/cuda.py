@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from optc.ir.errors import BackendError
 
 INSTALL = "pip install 'optc[cuda]'"
 _DRIVER = "nvidia-smi shows whether the GPU and its driver are there"
+_MEMORY = "nvidia-smi shows who else uses its memory; smaller sizes need less"
 #: Bytes of what the driver gives out at least.
 _SMALLEST = 256
 
@@ -98,11 +101,85 @@ def open_device() -> Device:
     return Device(handle, context, text, (major, minor))
 
 
+class Handle:
+    """Something of the driver's that is given back once: by :meth:`close`, or when nothing refers to it any more.
+
+    Args:
+        device: The GPU that it belongs to, which stays open as long.
+        value: What the driver calls it: an address or a handle.
+        release: The driver's function that takes it back.
+
+    Attributes:
+        value: The same.
+    """
+
+    def __init__(self, device: Device, value: Any, release: str) -> None:
+        self.value = value
+        self._finalizer = weakref.finalize(self, _give_back, driver(), device, value, release)
+        self._finalizer.atexit = False  # the driver takes back all that a process had
+
+    def close(self) -> None:
+        """Give it back, if it was not yet."""
+        self._finalizer()
+
+
+def _give_back(api: Any, device: Device, value: Any, release: str) -> None:
+    # Nothing can be done about a failure: after an error of a kernel, the driver refuses everything.
+    with contextlib.suppress(Exception):
+        api.cuCtxSetCurrent(device.context)
+        getattr(api, release)(value)
+
+
+class Event:
+    """A point in a stream's work for which other streams, or the program, can wait."""
+
+    def __init__(self, device: Device) -> None:
+        self._api = driver()
+        flags = self._api.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        self._handle = Handle(device, call(self._api.cuEventCreate, flags, doing="make an event"), "cuEventDestroy")
+
+    def record(self, stream: int) -> None:
+        """Set it to behind all that was given to a stream so far."""
+        call(self._api.cuEventRecord, self._handle.value, stream, doing="run")
+
+    def wait(self, stream: int) -> None:
+        """Let what is given to a stream from now on begin when this point is reached."""
+        call(self._api.cuStreamWaitEvent, stream, self._handle.value, 0, doing="run")
+
+    def synchronize(self) -> None:
+        """Wait until it is reached. Errors of kernels before it come out here."""
+        call(self._api.cuEventSynchronize, self._handle.value, doing="run")
+
+    def reached(self) -> bool:
+        """Whether it lies behind."""
+        status, *_ = self._api.cuEventQuery(self._handle.value)
+        return int(status) == 0
+
+    def close(self) -> None:
+        """Give it back."""
+        self._handle.close()
+
+
+def take(device: Device, size: int, what: str) -> Handle:
+    """New GPU memory that is given back by itself; see :func:`allocate`."""
+    return Handle(device, allocate(size, what), "cuMemFree")
+
+
 def allocate(size: int, what: str) -> int:
     """The address of new GPU memory, which is never 0.
 
     Args:
         size: Bytes.
         what: What it is for, for the message if there is not enough.
+
+    Raises:
+        BackendError: There is not enough; the message says how much was wanted, for what, and how much there was.
     """
-    return int(call(driver().cuMemAlloc, max(size, _SMALLEST), doing=f"get {size} bytes of GPU memory for {what}"))
+    api = driver()
+    try:
+        return int(call(api.cuMemAlloc, max(size, _SMALLEST), doing=f"get {size} bytes of GPU memory for {what}"))
+    except BackendError as error:
+        status, *known = api.cuMemGetInfo()
+        if int(status) != 0:  # it is not for lack of memory that the driver refuses
+            raise
+        raise BackendError(f"{error.what} ({known[0]} of {known[1]} bytes are free)", hint=_MEMORY) from error

@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from optc.backends.triton.plan import Plan
+from optc.backends.triton.plan import DECLARED, Plan, Tensor
 from optc.ir.errors import BackendError
 from optc.ir.records import record
 from optc.ir.writing import replacing_folder
@@ -45,6 +45,11 @@ _SAFETENSORS: Mapping[str, tuple[str, Any]] = {
     "u8": ("U8", np.uint8),
 }
 NUMPY: Mapping[str, Any] = {name: kind for name, (_, kind) in _SAFETENSORS.items()}
+
+
+def declared(tensor: Tensor) -> np.dtype[Any]:
+    """The elements of an input or output as the model has them; booleans lie in memory as ``int8``."""
+    return np.dtype(np.bool_ if tensor.dtype == "BOOL" else NUMPY[DECLARED[tensor.dtype]])
 
 
 @dataclass(frozen=True)

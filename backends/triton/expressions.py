@@ -9,25 +9,12 @@ from typing import Any
 import onnx_ir
 
 from optc.backends.triton.layout import Index
+from optc.backends.triton.plan import DECLARED
 from optc.ir.dims import Dim
 
 _T = onnx_ir.DataType
 #: How elements lie in memory, by element type: the name in Triton.
-MEMORY: Mapping[onnx_ir.DataType, str] = {
-    _T.FLOAT: "fp32",
-    _T.FLOAT16: "fp16",
-    _T.BFLOAT16: "bf16",
-    _T.DOUBLE: "fp64",
-    _T.INT64: "i64",
-    _T.INT32: "i32",
-    _T.INT16: "i16",
-    _T.INT8: "i8",
-    _T.UINT64: "u64",
-    _T.UINT32: "u32",
-    _T.UINT16: "u16",
-    _T.UINT8: "u8",
-    _T.BOOL: "i8",
-}
+MEMORY: Mapping[onnx_ir.DataType, str] = {onnx_ir.DataType[name]: kind for name, kind in DECLARED.items()}
 #: How they are computed with: 16-bit floats in 32 bits, so that a chain of operators rounds once.
 REGISTER: Mapping[onnx_ir.DataType, str] = {
     **MEMORY,

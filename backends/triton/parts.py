@@ -155,6 +155,18 @@ class PartsRunner:
         """The outputs, in order."""
         return self._outputs
 
+    def close(self) -> None:
+        """Give back what the compiled parts have on the GPU; it cannot be run afterwards."""
+        for _, runner in self._parts:
+            if isinstance(runner, TritonRunner):
+                runner.close()
+
+    def __enter__(self) -> PartsRunner:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Run once; see :meth:`optc.backends.base.Runner.run`."""
         check_names(feeds, self._inputs, str(self._path))

@@ -12,18 +12,27 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import onnx_ir
-
 from optc.backends.base import ValueSpec
 from optc.ir.dims import bounds_within, evaluate, parse, symbol, symbols
 from optc.ir.errors import DataError
 from optc.ir.records import record
+
+try:
+    import onnx_ir
+except ImportError:  # what was compiled ahead of time runs without it
+    onnx_ir = None  # type: ignore[assignment]
 
 Role = Literal["input", "output", "weight", "temporary"]
 #: Bytes of an element of a memory type.
 ITEM_SIZE: Mapping[str, int] = {
     "fp64": 8, "i64": 8, "u64": 8, "fp32": 4, "i32": 4, "u32": 4,
     "fp16": 2, "bf16": 2, "i16": 2, "u16": 2, "i8": 1, "u8": 1, "fp8e4nv": 1,
+}  # fmt: skip
+#: How elements of the model's inputs and outputs lie in memory, by the name of their ONNX type.
+DECLARED: Mapping[str, str] = {
+    "FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64",
+    "INT64": "i64", "INT32": "i32", "INT16": "i16", "INT8": "i8",
+    "UINT64": "u64", "UINT32": "u32", "UINT16": "u16", "UINT8": "u8", "BOOL": "i8",
 }  # fmt: skip
 #: Kernels count elements in 32 bits.
 _MOST_ELEMENTS = 2**31 - 1
@@ -236,7 +245,7 @@ class Plan:
 
 
 def spec_of(tensor: Tensor) -> ValueSpec:
-    """An input or output as runners describe it."""
+    """An input or output as runners describe it. The only thing here that needs onnx-ir, which running does not."""
     shape = tuple(int(dim) if dim.isdecimal() else dim_name(dim) or dim for dim in tensor.shape)
     return ValueSpec(tensor.name, onnx_ir.DataType[tensor.dtype], shape)
 
@@ -292,7 +301,7 @@ def _problems(plan: Plan) -> Iterator[str]:
     """What does not fit together: types, sizes and buffers that there are not."""
     known = set(plan.dims)
     for tensor in (*plan.inputs, *plan.outputs):
-        if tensor.dtype not in onnx_ir.DataType.__members__ or not 0 <= tensor.buffer < len(plan.buffers):
+        if tensor.dtype not in DECLARED or not 0 <= tensor.buffer < len(plan.buffers):
             yield f"{tensor.name} is of an unknown type, or in no buffer"
     for buffer in plan.buffers:
         if buffer.type not in ITEM_SIZE:

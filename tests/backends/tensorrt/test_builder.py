@@ -15,7 +15,7 @@ from optc.backends.tensorrt.engine_file import read_info
 from optc.backends.tensorrt.recipe import Device, Plugin, ShapeRange
 from optc.ir.errors import BackendError
 
-from .conftest import Driver
+from ..driver.double import Driver
 
 LAYERS = json.dumps(
     {
@@ -61,7 +61,7 @@ class Network:
 
 @pytest.fixture
 def network(double, driver):
-    driver(Driver())
+    driver(Driver(device_name="NVIDIA A100"))
     return Network(double)
 
 
@@ -211,7 +211,7 @@ def test_no_gpu(double, network, bundle, tmp_path):
 
 def test_no_driver(double, bundle, driver, tmp_path):
     class Missing(Driver):
-        def _answer(self, name, arguments):
+        def _cuInit(self, flags):
             raise RuntimeError("libcuda.so.1 is not there")
 
     driver(Missing())

@@ -24,7 +24,7 @@ from optc.ir.facts import Facts  # noqa: E402
 from optc.ir.targets import builtin_targets, find_target  # noqa: E402
 from optc.kernels.ptx import entry  # noqa: E402
 
-from ..triton import test_cuda_device as on_device  # noqa: E402
+from ..driver.double import Driver  # noqa: E402
 from ..triton.models import model  # noqa: E402
 from .contract import surface  # noqa: E402
 
@@ -159,22 +159,17 @@ def launched(monkeypatch, tmp_path):
     def run(cut: Part, shapes: list[list[int]]):
         if id(cut) not in kept:
             path = TritonBackend().compile(cut.model.clone(), [A100], tmp_path / "part.optc", {}).path
-            driver = on_device.Driver()
-            bindings = ModuleType("cuda.bindings")
-            bindings.driver = driver
-            for name, module in (("cuda", ModuleType("cuda")), ("cuda.bindings", bindings)):
-                monkeypatch.setitem(sys.modules, name, module)
-            monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+            driver = Driver().put(monkeypatch)
             monkeypatch.delitem(sys.modules, "optc.backends.triton.cuda_device", raising=False)
             kept[id(cut)] = TritonBackend().open(path), driver
         runner, driver = kept[id(cut)]
         feeds = {
             spec.name: np.zeros(shape, spec.dtype.numpy()) for spec, shape in zip(runner.inputs, shapes, strict=True)
         }
-        driver.calls.clear()
+        driver.launches.clear()
         runner.run(feeds)
-        (arguments,) = [arguments for name, arguments in driver.calls if name == "cuLaunchKernel"]
-        return runner, arguments
+        (made,) = driver.launches
+        return runner, made
 
     yield run
     sys.modules.pop("optc.backends.triton.cuda_device", None)
@@ -186,11 +181,10 @@ def test_the_launch_is_that_of_the_triton_runtime(compiled, launched):
     kernel = plugin.kernels["sm_80"]
     for values in SIZES:
         bindings = _bindings(plugin, values)
-        runner, (_, *rest) = launched(cut, [_shape(port, bindings) for port in plugin.inputs])
-        assert rest[:3] == [evaluate(parse(text), bindings) for text in kernel.grid]
-        assert rest[3:6] == [kernel.threads, 1, 1]
-        assert rest[6] == kernel.shared
-        passed = list(rest[8][0])
+        runner, sent = launched(cut, [_shape(port, bindings) for port in plugin.inputs])
+        assert list(sent.grid) == [evaluate(parse(text), bindings) for text in kernel.grid]
+        assert (sent.threads, sent.shared) == (kernel.threads, kernel.shared)
+        passed = list(sent.values)
         assert passed[-2:] == [0, 0], "the scratch areas, which the plugin's PTX does not take"
         plan = runner.artifact.plan
         (launch,) = plan.launches

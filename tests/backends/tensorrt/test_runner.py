@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import ml_dtypes
@@ -17,7 +16,7 @@ from optc.backends.tensorrt.recipe import digest
 from optc.backends.tensorrt.runner import _KEPT, DTYPES, EngineRunner
 from optc.ir.errors import BackendError, DataError
 
-from .conftest import DRIVER, Driver
+from ..driver.double import Driver
 
 
 class Engine:
@@ -102,7 +101,7 @@ class Engine:
 
 @pytest.fixture
 def engine(double, driver):
-    return Engine(double, driver(Driver()))
+    return Engine(double, driver(Driver(device_name="NVIDIA A100")))
 
 
 @pytest.fixture
@@ -247,7 +246,7 @@ def test_old_shapes_give_their_memory_back(engine, path, double):
     assert engine.driver.count("cuGraphExecDestroy") == 3
     np.testing.assert_array_equal(runner.run({"x": _x(1)})["y"], 2 * _x(1))
     runner.close()
-    assert not engine.driver.memory
+    assert "memory" not in engine.driver.alive()
 
 
 def test_outputs_whose_shape_the_run_decides(engine, path):
@@ -257,7 +256,7 @@ def test_outputs_whose_shape_the_run_decides(engine, path):
         np.testing.assert_array_equal(runner.run({"x": _x(rows)})["y"], 2 * _x(rows))
     assert engine.driver.count("cuStreamBeginCapture") == 0, "memory may move between runs"
     runner.close()
-    assert not engine.driver.memory
+    assert "memory" not in engine.driver.alive()
 
 
 def test_memory_for_such_an_output_that_is_not_there(engine, path):
@@ -294,10 +293,10 @@ def test_no_memory(engine, path):
 
 
 def test_another_gpu_or_version_is_refused_before_tensorrt_sees_the_engine(engine, path, double, driver):
-    driver(Driver(capability=(9, 0), name="NVIDIA H100"))
+    driver(Driver(capability=(9, 0), device_name="NVIDIA H100"))
     with pytest.raises(BackendError, match=r"compute capability 8\.0; this GPU is NVIDIA H100, with 9\.0"):
         EngineRunner(path)
-    driver(Driver())
+    driver(Driver(device_name="NVIDIA A100"))
     here, double.module.__version__ = double.module.__version__, "10.1.0"
     with pytest.raises(BackendError, match=rf"built by TensorRT {here}, this is TensorRT 10\.1\.0"):
         EngineRunner(path)
@@ -358,14 +357,3 @@ def test_every_type_has_its_numpy_type(double):
     assert set(DTYPES) <= set(kinds)
     for kind in DTYPES.values():
         assert isinstance(kind, onnx_ir.DataType) and kind.numpy()
-
-
-def test_the_driver_has_what_is_called():
-    if importlib.util.find_spec("cuda") is None:
-        pytest.skip("cuda-bindings is not installed")
-    api = pytest.importorskip("cuda.bindings.driver")
-    for name, count in DRIVER.items():
-        signature = (getattr(api, name).__doc__ or "").strip().splitlines()[0]
-        assert signature.startswith(f"{name}(")
-        inside = signature[len(name) + 1 : signature.rindex(")")]
-        assert len([part for part in inside.split(",") if part.strip()]) == count, signature
