@@ -115,7 +115,7 @@ class CudaDevice:
         outputs: Mapping[str, View],
         stream: Any = None,
     ) -> dict[str, DeviceArray]:
-        """Run once without waiting for it.
+        """Run once, without waiting for it unless it is on the model's own stream and writes to what was given.
 
         Args:
             feeds: As for :meth:`run`.
@@ -146,6 +146,8 @@ class CudaDevice:
             self._done.record(where)
             ready.record(where)
             self._in_use.append((ready, (feeds, outputs)))  # nobody gives their memory to others before that
+            if outputs and stream is None:
+                ready.synchronize()  # nobody else could know when they are written
             return made
 
     def bind(
@@ -172,12 +174,12 @@ class CudaDevice:
             own.point(addresses)
             if self._graphs:
                 own.record()
-            made = BoundRun(self, own, where, (feeds, outputs))
+            made = BoundRun(self, own, where, stream is None, (feeds, outputs))
             self._bound.add(made)
             return made
 
     def replay(self, bound: BoundRun) -> None:
-        """Run what was bound, without waiting for it."""
+        """Run what was bound; wait for it where it is on the model's own stream, which nobody else knows."""
         with self._lock:
             if not bound.valid:
                 raise BackendError(
@@ -189,6 +191,8 @@ class CudaDevice:
             self._last = bound.stream
             bound.session.run(bound.stream)
             self._done.record(bound.stream)
+            if bound.waits:
+                self._done.synchronize()
 
     def close(self) -> None:
         """Give back all that the model has on the GPU; it cannot be run afterwards. Outputs that are there stay."""
@@ -396,12 +400,12 @@ class CudaDevice:
 class BoundRun:
     """A run whose arrays are settled: to be called, as often as one likes. Made by :meth:`CudaDevice.bind`."""
 
-    def __init__(self, device: CudaDevice, session: Session, stream: int, owners: Any) -> None:
+    def __init__(self, device: CudaDevice, session: Session, stream: int, waits: bool, owners: Any) -> None:
         self._device, self._owners = device, owners
-        self.session, self.stream, self.valid = session, stream, True
+        self.session, self.stream, self.waits, self.valid = session, stream, waits, True
 
     def __call__(self) -> None:
-        """Run once, without waiting for it."""
+        """Run once."""
         self._device.replay(self)
 
 

@@ -82,7 +82,8 @@ class TritonRunner:
                 they are; NumPy arrays are copied there.
             outputs: Arrays on the GPU to write to, by name. The other outputs get memory of their own, in each run.
             stream: The stream to run on: its handle, or what has ``__cuda_stream__``. Without, the model uses one of
-                its own, and who takes results by DLPack or ``__cuda_array_interface__`` waits for it.
+                its own: who takes results by DLPack or ``__cuda_array_interface__`` waits for it, and where results are
+                written to ``outputs``, they are there when this returns. Inputs must not be changed before that.
 
         Returns:
             The outputs in order: what was given, or :class:`~optc.backends.device_arrays.DeviceArray`.
@@ -105,7 +106,7 @@ class TritonRunner:
         Args:
             feeds: All inputs, on the GPU; what they hold when it is called is used.
             outputs: All outputs, on the GPU.
-            stream: As for :meth:`run_on_device`.
+            stream: As for :meth:`run_on_device`: without, each run is waited for.
 
         Raises:
             DataError: ``feeds`` or ``outputs`` do not fit the model, or are not on the GPU.

@@ -291,7 +291,7 @@ def test_a_run_that_is_bound_only_replays(deep):
                 given[name].array[...] = array
             driver.calls.clear()
             run()
-            assert driver.names() == ["cuCtxSetCurrent", "cuGraphLaunch", "cuEventRecord"]
+            assert driver.names() == ["cuCtxSetCurrent", "cuGraphLaunch", "cuEventRecord", "cuEventSynchronize"]
             check(outputs, changed)
         check(runner.run(feeds), feeds)
         check(outputs, changed)
@@ -303,6 +303,25 @@ def test_a_run_that_is_bound_only_replays(deep):
         with pytest.raises(BackendError, match="is gone"):
             again()
         assert driver.alive().keys() <= {"memory"}, "what the test lent"
+
+
+def test_outputs_that_are_given_are_waited_for_unless_the_stream_is_known(deep):
+    driver = Driver()
+    with on(driver, deep) as runner:
+        given = {name: WithDlpack(driver, aligned((3, 8))) for name in ("x", "z")}
+        outputs = {name: WithDlpack(driver, aligned((3, 8))) for name in ("y", "s")}
+        _, stream = driver.cuStreamCreate(1)
+        for own, waits in ((None, 1), (stream, 0)):
+            run = runner.bind(given, outputs, stream=own)
+            driver.calls.clear()
+            runner.run_on_device(given, outputs, stream=own)
+            assert driver.count("cuEventSynchronize") == waits
+            driver.calls.clear()
+            run()
+            assert driver.count("cuEventSynchronize") == waits
+        driver.calls.clear()
+        runner.run_on_device(given)
+        assert driver.count("cuEventSynchronize") == 0, "who takes the results waits for them"
 
 
 def test_what_cannot_be_bound_is_refused(deep):
