@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import math
 import os
 import random
 import re
@@ -95,6 +96,10 @@ class Original:
             return self.session.run(feeds)
         except OptcError:
             return None
+
+    def packed(self, feeds: Feeds) -> Outputs:
+        """The outputs where the runtime packs weights, as it does unless it is told not to."""
+        return Session(self.model, optimization="off", threads=1).run(feeds)
 
     def exact(self, feeds: Feeds) -> Outputs | None:
         """The outputs in double precision, or None where neither the runtime nor the reference can tell them."""
@@ -197,13 +202,24 @@ _OLD_QUANTIZERS: list[type[OpRun]] = [
 ]
 
 
+class BiasGelu(OpRun):
+    """The activation of ONNX Runtime, for the reference; the operator's name is that of the class."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray]:
+        added = (x + bias).astype(np.float64)
+        return ((added * (1 + np.vectorize(math.erf)(added / math.sqrt(2))) / 2).astype(x.dtype),)
+
+
 def _by_reference(model: onnx.ModelProto, feeds: Feeds) -> Outputs | None:
     try:
         names = [value.name for value in model.graph.output]
         if model.functions:  # the reference does not take attributes of functions
             model = onnx.inliner.inline_local_functions(model)
         old = any(entry.domain == "" and entry.version < 19 for entry in model.opset_import)
-        found = ReferenceEvaluator(model, new_ops=_OLD_QUANTIZERS if old else None).run(names, dict(feeds))
+        operators = [BiasGelu, *(_OLD_QUANTIZERS if old else ())]
+        found = ReferenceEvaluator(model, new_ops=operators).run(names, dict(feeds))
     except Exception:  # not every operator has a reference
         return None
     same = all(isinstance(array, np.ndarray) for array in found)
@@ -360,6 +376,8 @@ def _problem(session: Session, original: Original, feed: Feeds, want: Outputs, t
         problem = _difference(got[name], expected, tolerance)
         if problem is None:
             continue
+        if not tolerance and _difference(got[name], original.packed(feed)[name], 0.0) is None:
+            continue  # constants are folded by the kernels of production, which pack the weights of products
         if not (tolerance and _is_rounding(original, feed, name, got[name], expected, tolerance)):
             return f"{name}: {problem}"
     return None
