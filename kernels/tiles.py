@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optc.ir.targets import Target
 from optc.kernels.base import Specialization, evaluate_grid
-from optc.kernels.compile import Compiled
+
+if TYPE_CHECKING:  # it loads Triton, which those who only estimate do without
+    from optc.kernels.compile import Compiled
 
 _REGISTERS, _MAX_WARPS, _MAX_BLOCKS = 65536, 48, 24
 #: Shared memory that the system keeps of every block.

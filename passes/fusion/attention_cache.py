@@ -49,7 +49,9 @@ def share_heads(rw: Rewriter, node: onnx_ir.Node):
     for index in (1, 2):
         source = _source(ops.made_by(node.inputs[index], *_COPIES))
         few, many = rw.facts.shape(source), rw.facts.shape(node.inputs[index])
-        if heads > 1 and few is not None and many is not None and few == (*many[:1], 1, *many[2:]):
+        if few is None or many is None or len(many) != 4:  # of rank 3 they are positions and all heads side by side
+            continue
+        if heads > 1 and few == (*many[:1], 1, *many[2:]):
             rw.set_input(node, index, ops.gather(rw, source, [0] * heads, _HEADS))
             changed = True
     return changed
@@ -69,6 +71,8 @@ def _attention(p, q, k, v, mask):
 def _grouped_attributes(found: Match) -> dict[str, Any] | str:
     facts, given = found.facts, _given(found)
     heads = given["kv_num_heads"]
+    if any(facts.rank(found[name]) != 4 for name in ("k", "v")):
+        return "keys and values must be heads"
     counts = {(facts.shape(found[name]) or (None, None))[_HEADS] for name in ("k", "v")}
     if len(counts) != 1 or not isinstance(few := counts.pop(), int) or few < 1 or heads % few:
         return "keys and values must have equally many heads, which divide those of the queries"
