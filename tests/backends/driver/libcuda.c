@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { char name[256]; int count; int bytes[64]; } Kernel;
+typedef struct { char name[256]; int count, taken, bytes[64]; } Kernel;
 typedef struct { Kernel *kernel; unsigned grid[3], block[3], shared; uint64_t values[64]; } Launch;
 typedef struct { Launch nodes[256]; int count; } Graph;
 /* CUDA_KERNEL_NODE_PARAMS_v2 of cuda.h */
@@ -76,7 +76,8 @@ static int copy(uint64_t to, uint64_t from, size_t size) {
 static int load(void **out, const void *image) { return memcmp(image, "\177ELF", 4) ? 200 : make(out, 0); }
 static int function(Kernel **out, void *module, const char *wanted) {
     (void)module;
-    for (int i = 0; i < known; i++) if (!strcmp(kernels[i].name, wanted)) return *out = &kernels[i], 0;
+    for (int i = 0; i < known; i++) /* kernels of one name are asked for in the order in which they were told */
+        if (!kernels[i].taken && !strcmp(kernels[i].name, wanted)) return kernels[i].taken = 1, *out = &kernels[i], 0;
     return 500;
 }
 static int attribute_of(Kernel *f, int kind, int value) { TELL("attribute %s %d %d\n", f->name, kind, value); return 0; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -64,12 +65,15 @@ def test_arrays_on_the_gpu_are_used_where_they_are(found):
     assert not any(line.startswith("copy") for line in found["in place"]) or len(found["addresses"]) < 2
     sent = " ".join(launched(found["in place"])).split()
     assert {str(address) for address in (*found["addresses"], *found["outputs"].values())} <= set(sent)
-    assert found["in place"].count("change") == 3, "one of four launches uses neither inputs nor outputs"
+    before, after = launched(found["replayed"]), launched(found["in place"])
+    moved = sum(first != second for first, second in zip(before, after, strict=True))
+    assert found["in place"].count("change") == moved > 0, "only launches whose arrays moved are told"
     assert "dltensor" in found["capsule"]
 
 
 def test_too_little_memory_is_said(found):
-    assert "bytes of GPU memory for tensors at B=4194304 (268435456 bytes of temporaries" in found["too much"]
+    told = r"bytes of GPU memory for tensors at B=4194304 \(\d+ bytes of temporaries, 268435456 of inputs, 268435456 of"
+    assert re.search(told, found["too much"])
     assert "(5 of 268435456 bytes are free)" in found["too much"]
 
 
