@@ -58,7 +58,7 @@ def _scaled(p, name: str, x):
 
 def _split(p, name: str, x, perm: list[int]):
     """(B, S, N * H) as (B, N, S, H), or as (B, N, H, S)."""
-    return p.Transpose(p.bind(f"{name}_split", p.Reshape(_scaled(p, f"{name}_flat", x), p.const())), perm=perm)
+    return p.Transpose(p.bind(f"{name}_split", p.Reshape(x, p.const())), perm=perm)
 
 
 def _heads(p, name: str, x):
@@ -67,6 +67,8 @@ def _heads(p, name: str, x):
 
 
 def _scores(p, q, k):
+    # Factors of queries and keys are factors of the scores; those of values are not.
+    q, k = _scaled(p, "q_flat", q), _scaled(p, "k_flat", k)
     rows = _scaled(p, "q", p.bind("q_heads", _heads(p, "q", q)))
     flipped = p.Transpose(_scaled(p, "k_inner", _heads(p, "k", k)), perm=_SWAP)
     columns = _scaled(p, "k", p.bind("k_across", p.one_of(_split(p, "k", k, _SPLIT_ACROSS), flipped)))
